@@ -1,0 +1,53 @@
+# Every target sets up its own environment first; see BUILD.md. Another interpreter: make PYTHON=/path/to/python quickstart
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+CONFIG ?= configs/quickstart.py
+
+# A name on the PATH can be a shim that fails when run, so each is tried.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+  $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+ifeq ($(shell uname -s),Linux)
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+endif
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/.runtime
+	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one and pass it: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	@echo "installing runtime packages into $(VENV)"
+	$(PIP) install -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "installing test tools into $(VENV)"
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.runtime
+	@echo "installing benchmark peers into $(VENV)"
+	$(PIP) install -r requirements-bench.txt
+	@touch $@

@@ -1,0 +1,61 @@
+"""Pieces that configuration files share. Every key of `ssl_jax.types.Config` is there, so all can be overridden from the command line."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from ssl_jax import methods
+from ssl_jax.types import DataConfig, EvalConfig, NetworkConfig, OptimConfig, TrainConfig
+
+
+def method(name: str, **changes) -> ConfigDict:
+  """Returns the `method` group of a method with its defaults, some of them changed; `weights` are merged key by key."""
+  options = dataclasses.asdict(methods.load(name).Options())
+  weights = changes.pop("weights", {})
+  group = ConfigDict({"name": name, **options, **changes})
+  for term, value in weights.items():
+    group.weights[term] = value
+  return group
+
+
+def base(name: str, **changes) -> ConfigDict:
+  """Returns the configuration of a method with the library's defaults; `changes` go to its `method` group."""
+  return ConfigDict(
+    {
+      "seed": 1337,
+      "data": dataclasses.asdict(DataConfig()),
+      "network": dataclasses.asdict(NetworkConfig()),
+      "optim": dataclasses.asdict(OptimConfig()),
+      "train": dataclasses.asdict(TrainConfig()),
+      "eval": dataclasses.asdict(EvalConfig()),
+      "method": method(name, **changes),
+      "compare": {},
+    }
+  )
+
+
+def left_atrium(config: ConfigDict) -> ConfigDict:
+  """Left Atrium at the published shapes: 112×112×80 crops, stride 18×18×4 [C]."""
+  config.data.source = "msd"
+  config.data.root = "data/la"
+  config.data.split = "official"
+  config.data.num_labelled = 8
+  config.data.patch = (112, 112, 80)
+  config.train.batch_labelled = 2
+  config.train.batch_unlabelled = 2
+  config.eval.stride = (18, 18, 4)
+  return config
+
+
+def left_atrium_small(config: ConfigDict) -> ConfigDict:
+  """Left Atrium at half resolution for two CPU cores: 64×64×32 crops, width 8, 4,000 steps, the last 16 training scans held out."""
+  config = left_atrium(config)
+  config.data.split = "dev"
+  config.data.downsample = 2
+  config.data.patch = (64, 64, 32)
+  config.network.width = 8
+  config.train.phases = (("train", 4000),)
+  config.optim.schedule = "poly"  # [D] a decaying rate settles the running BatchNorm averages
+  config.eval.stride = (16, 16, 8)
+  config.eval.window_batch = 4
+  return config

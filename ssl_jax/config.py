@@ -1,0 +1,119 @@
+"""From a `ConfigDict` (what config files build and the command line overrides) to frozen dataclasses, with errors that name the key."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssl_jax.types import Config, InputError, nearest
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+  """Builds the frozen dataclass `cls` from a mapping, recursively.
+
+  Args:
+    cls: a dataclass; fields without default are required.
+    values: mapping of field name to value; nested mappings for nested dataclasses.
+    where: dotted path of `values` for messages.
+
+  Returns:
+    An instance of `cls`, numbers and tuples converted to the declared types.
+
+  Raises:
+    InputError: an unknown key (with the nearest valid one), a missing key, or a value of the wrong type.
+  """
+  hints = typing.get_type_hints(cls)
+  fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  for key in values:
+    if key not in fields:
+      raise InputError(f"{where}.{key}: no such key; {nearest(key, fields)}")
+  missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+  if missing:
+    raise InputError(f"{where}.{missing[0]}: this key is required")
+  return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, Mapping):
+      raise InputError(f"{where}: expected a group of keys, got {value!r}")
+    return parse(hint, value, where)  # type: ignore[arg-type]
+  origin = typing.get_origin(hint)
+  if origin in (types.UnionType, typing.Union):
+    if value is None:
+      return None
+    return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+  if origin is tuple:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+      raise InputError(f"{where}: expected a list, got {value!r}")
+    items, args = list(value), typing.get_args(hint)
+    if len(args) == 2 and args[1] is Ellipsis:
+      args = (args[0],) * len(items)
+    if len(args) != len(items):
+      raise InputError(f"{where}: expected {len(args)} items, got {value!r}")
+    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items, strict=True)))
+  if origin is not None and issubclass(origin, Mapping):
+    if not isinstance(value, Mapping):
+      raise InputError(f"{where}: expected a group of keys, got {value!r}")
+    item = typing.get_args(hint)[1] if typing.get_args(hint) else Any
+    return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
+  if hint is Any:
+    return value
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+    raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
+  return value
+
+
+def check(cfg: Config) -> Config:
+  """Checks values that only make sense together; returns `cfg`.
+
+  Raises:
+    InputError: naming the key that is out of range.
+  """
+
+  def need(ok: bool, key: str, what: str) -> None:
+    if not ok:
+      raise InputError(f"config.{key}: {what}")
+
+  need(len(cfg.data.patch) in (2, 3) and min(cfg.data.patch) > 0, "data.patch", f"needs 2 or 3 positive sides, got {cfg.data.patch}")
+  need(len(cfg.eval.stride) == len(cfg.data.patch), "eval.stride", f"needs one number per side of data.patch {cfg.data.patch}, got {cfg.eval.stride}")
+  need(all(0 < s <= p for s, p in zip(cfg.eval.stride, cfg.data.patch, strict=True)), "eval.stride", "needs 0 < stride <= patch on every axis")
+  need(cfg.data.downsample >= 1, "data.downsample", f"must be at least 1, got {cfg.data.downsample}")
+  need(cfg.optim.lr > 0, "optim.lr", f"must be positive, got {cfg.optim.lr}")
+  need(min(cfg.train.batch_labelled, cfg.train.batch_unlabelled) >= 1, "train.batch_labelled", "both batch sizes must be at least 1")
+  need(cfg.train.log_every_steps >= 1, "train.log_every_steps", "must be at least 1")
+  need(cfg.train.checkpoint_every_steps >= 1, "train.checkpoint_every_steps", "must be at least 1")
+  need(cfg.train.keep_checkpoints >= 1, "train.keep_checkpoints", "must be at least 1")
+  need(len(cfg.train.phases) >= 1 and all(n >= 0 for _, n in cfg.train.phases), "train.phases", "needs pairs (name, steps) with steps >= 0")
+  for key, value, known in (
+    ("eval.empty", cfg.eval.empty, ("published", "worst")),
+    ("eval.select", cfg.eval.select, ("last", "best")),
+    ("optim.schedule", cfg.optim.schedule, ("constant", "poly")),
+  ):
+    need(value in known, key, f"{value!r} is none of {', '.join(known)}")
+  need("name" in cfg.method, "method.name", "this key is required")
+  return cfg
+
+
+def to_json(cfg: Config) -> str:
+  """Returns the resolved configuration as indented JSON."""
+  return json.dumps(dataclasses.asdict(cfg), indent=2)
+
+
+def from_json(file: Path) -> Config:
+  """Reads what `to_json` wrote.
+
+  Raises:
+    InputError: the file is damaged or from another version.
+  """
+  try:
+    return parse(Config, json.loads(file.read_text()))
+  except json.JSONDecodeError as error:
+    raise InputError(f"{file}: no valid JSON ({error}); restore it or start another --workdir") from error

@@ -1,0 +1,47 @@
+"""Training metrics to JSON lines, TensorBoard and a progress bar; silent on all processes but the first."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorboardX
+import tqdm
+
+
+class Writer:
+  """Writes `metrics.jsonl` and TensorBoard events under `folder`."""
+
+  def __init__(self, folder: Path, first_step: int, num_steps: int, title: str):
+    self._on = jax.process_index() == 0
+    if self._on:
+      self._lines = (folder / "metrics.jsonl").open("a")
+      self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+      # a bar on a terminal, a line every 30 s in a log file
+      interval = 0.5 if sys.stderr.isatty() else 30.0
+      self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=title, unit="step", mininterval=interval, maxinterval=interval, dynamic_ncols=True)
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes scalars of one step: numbers to TensorBoard, everything to the JSON lines."""
+    if not self._on:
+      return
+    self._lines.write(json.dumps({"step": step, **values}) + "\n")
+    self._lines.flush()
+    for name, value in values.items():
+      if isinstance(value, int | float):
+        self._events.add_scalar(name, value, step)
+
+  def progress(self, step: int, loss: float) -> None:
+    """Moves the progress bar to `step`."""
+    if self._on:
+      self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+      self._bar.update(step - self._bar.n)
+
+  def close(self) -> None:
+    """Closes all files."""
+    if self._on:
+      self._bar.close()
+      self._events.close()
+      self._lines.close()

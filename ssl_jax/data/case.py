@@ -1,0 +1,169 @@
+"""A scan in memory, what every source offers, and the checks that all sources share."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from ssl_jax.types import DataConfig, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One scan.
+
+  Attributes:
+    image: f32[*spatial, channels].
+    label: u8[*spatial] with values 0..C-1, or `None` when the case has no label file.
+    spacing: voxel size in mm along each spatial axis.
+    affine: f64[4, 4], voxel index -> mm (NIfTI's convention, RAS).
+  """
+
+  name: str
+  image: np.ndarray
+  label: np.ndarray | None
+  spacing: tuple[float, ...]
+  affine: np.ndarray
+
+
+class Source(Protocol):
+  """A set of cases. `train_names` and `test_names` are in the order of the benchmark's lists; `names` is both."""
+
+  @property
+  def train_names(self) -> tuple[str, ...]: ...  # noqa: D102
+  @property
+  def test_names(self) -> tuple[str, ...]: ...  # noqa: D102
+  @property
+  def names(self) -> tuple[str, ...]: ...  # noqa: D102
+  @property
+  def channels(self) -> int: ...  # noqa: D102
+  @property
+  def num_classes(self) -> int: ...  # noqa: D102
+  @property
+  def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+  def has_label(self, name: str) -> bool:
+    """Whether the case has a label file; opens no volume."""
+    ...
+
+  def files(self, name: str) -> tuple[Path, ...]:
+    """The files a case is read from; empty for synthetic cases."""
+    ...
+
+  def load(self, name: str) -> Case:
+    """Reads one case; raises `InputError` when its files are damaged or disagree."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceBase:
+  """What the sources on disk share: the two lists, and binary segmentation of one channel unless said otherwise."""
+
+  train_names: tuple[str, ...]
+  test_names: tuple[str, ...]
+  channels: int = 1
+  class_names: tuple[str, ...] = ("background", "left_atrium")
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """All cases: the training list, then the test list."""
+    return self.train_names + self.test_names
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes, background included."""
+    return len(self.class_names)
+
+
+def unknown_name(key: str, value: str, known: Iterable[str]) -> InputError:
+  """Returns the error for a name that is none of `known`, with the nearest one as a suggestion."""
+  known = sorted(known)
+  near = difflib.get_close_matches(str(value), known, n=1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  return InputError(f"{key}={value!r} is unknown, valid: {', '.join(known)}{hint}")
+
+
+def check_root(root: str, advice: str) -> Path:
+  """Returns the data folder as a path; raises `InputError` with `advice` (what it is, where it is had) when it is not there."""
+  path = Path(root).expanduser()
+  if root and path.is_dir():
+    return path
+  problem = f"data.root={root!r} is no folder" if root else "data.root is not set"
+  raise InputError(f"{problem}: {advice} To try ssl_jax without any data, run --config=configs/quickstart.py.")
+
+
+def read_list(path: Path) -> tuple[str, ...] | None:
+  """Case names of a list file, one a line, or `None` when there is no such file.
+
+  Raises:
+    InputError: a name repeats or would lead out of the data folder.
+  """
+  if not path.is_file():
+    return None
+  names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+  for name in names:
+    check_relative(name, path)
+  repeated = sorted({name for name in names if names.count(name) > 1})
+  if repeated:
+    raise InputError(f"{path}: {repeated[0]!r} is listed more than once; keep one line for each case")
+  return names
+
+
+def check_relative(entry: str, where: Path) -> None:
+  """Raises `InputError` when a path written in the file `where` would lead out of the data folder."""
+  path = PurePosixPath(entry.replace("\\", "/"))
+  if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    raise InputError(f"{where}: entry {entry!r} leads out of the data folder; write plain case names")
+
+
+def resolve_lists(
+  root: Path, cfg: DataConfig, found_train: Sequence[str], found_test: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Training and test names from the list files or, where a list is missing, from the folders in sorted order.
+
+  Args:
+    root: folder that holds the list files `cfg.train_list` and `cfg.test_list`.
+    found_train, found_test: the cases on disk, sorted.
+
+  Raises:
+    InputError: a list that was asked for by name is missing, names an unknown case, or shares a case with the other list.
+  """
+  lists = []
+  for key in ("train_list", "test_list"):
+    file = root / getattr(cfg, key)
+    listed = read_list(file)
+    if listed is None and getattr(cfg, key) != getattr(DataConfig, key):
+      raise InputError(f"data.{key}: {file} does not exist; write one case name a line, or drop the option")
+    known = set(found_train) | set(found_test)
+    absent = [name for name in listed or () if name not in known]
+    if absent:
+      near = difflib.get_close_matches(absent[0], sorted(known), n=1)
+      hint = f" (nearest: {near[0]!r})" if near else ""
+      raise InputError(f"{file}: {len(absent)} of {len(listed or ())} entries have no data under {root}, first {absent[0]!r}{hint}")
+    lists.append(listed)
+  test = tuple(found_test) if lists[1] is None else lists[1]
+  train = tuple(name for name in found_train if name not in set(test)) if lists[0] is None else lists[0]
+  shared = sorted(set(train) & set(test))
+  if shared:
+    raise InputError(f"{root}: {shared[0]!r} is in both {cfg.train_list} and {cfg.test_list}; a case may only be in one")
+  return train, test
+
+
+def check_image(image: np.ndarray, file: Path) -> None:
+  """Raises `InputError` when an image holds NaN or infinite voxels."""
+  bad = image.size - np.count_nonzero(np.isfinite(image))
+  if bad:
+    raise InputError(f"{file}: {bad} of {image.size} voxels are NaN or infinite; repair the file or leave the case out")
+
+
+def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Sequence[int]) -> np.ndarray:
+  """Returns the label as u8; raises `InputError` when its shape is not the image's or a value is not in `known`."""
+  if label.shape != shape:
+    raise InputError(f"{file}: label shape {label.shape} differs from its image's {shape}; resample one onto the other")
+  unexpected = np.setdiff1d(np.unique(label), np.asarray(known))
+  if unexpected.size:
+    raise InputError(f"{file}: label value {unexpected[0]:g} is unknown, known values: {', '.join(str(k) for k in known)}")
+  return label.astype(np.uint8)

@@ -1,0 +1,60 @@
+"""Which cases are labelled, unlabelled, and held out."""
+
+import dataclasses
+
+from ssl_jax.data.case import Source, unknown_name
+from ssl_jax.types import DataConfig, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Case names. A case's `index` in a batch is its position in `labelled + unlabelled`."""
+
+  labelled: tuple[str, ...]
+  unlabelled: tuple[str, ...]
+  evaluation: tuple[str, ...]
+  name: str
+
+
+def make_split(cfg: DataConfig, source: Source) -> Split:
+  """Divides the lists of a source as the published protocols do: the first `num_labelled` cases are labelled.
+
+  `dev`: the last `num_holdout` cases of the training list are held out for evaluation; the test list is not touched.
+  `official`: all of the training list trains, the test list evaluates.
+  Cases without a label file can only be unlabelled: they are passed over when labelled and evaluation cases are picked.
+  With all labels given, `unlabelled` is empty; the unlabelled stream then draws the labelled cases' images again.
+
+  Raises:
+    InputError: unknown split, a number that does not fit the list, or an official evaluation case without a label.
+  """
+  labels = {name for name in source.names if source.has_label(name)}
+  train = list(source.train_names)
+  evaluation: tuple[str, ...]
+  if cfg.split == "dev":
+    with_label = [name for name in train if name in labels]
+    if not 0 <= cfg.num_holdout < len(with_label):
+      raise InputError(f"data.num_holdout={cfg.num_holdout} must be at least 0 and below the {len(with_label)} cases that have a label")
+    evaluation = tuple(with_label[len(with_label) - cfg.num_holdout :])
+    train = [name for name in train if name not in set(evaluation)]
+  elif cfg.split == "official":
+    evaluation = tuple(source.test_names)
+    if not evaluation:
+      raise InputError(
+        f"data.split='official' needs test cases: {cfg.test_list} in {cfg.root or 'the data folder'}; or use data.split='dev'"
+      )
+    bare = [name for name in evaluation if name not in labels]
+    if bare:
+      raise InputError(f"{cfg.test_list}: test case {bare[0]!r} has no label file, so it cannot be evaluated")
+  else:
+    raise unknown_name("data.split", cfg.split, ("dev", "official"))
+  available = [name for name in train if name in labels]
+  if cfg.num_labelled < 1:
+    raise InputError(f"data.num_labelled={cfg.num_labelled} must be at least 1")
+  if cfg.num_labelled > len(available):
+    raise InputError(
+      f"data.num_labelled={cfg.num_labelled} is more than the {len(available)} training cases with a label "
+      f"(split {cfg.split!r}, {len(evaluation)} held out)"
+    )
+  labelled = tuple(available[: cfg.num_labelled])
+  unlabelled = tuple(name for name in train if name not in set(labelled))
+  return Split(labelled, unlabelled, evaluation, cfg.split)

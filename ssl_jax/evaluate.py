@@ -1,0 +1,136 @@
+"""From a state to numbers: whole scans by sliding window, one row per case, a summary per predictor."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from ssl_jax import metrics
+from ssl_jax.core import sharding
+from ssl_jax.core.checkpoint import Checkpoints
+from ssl_jax.data import Case
+from ssl_jax.experiment import Experiment
+from ssl_jax.types import InputError, TrainState
+
+_QUALITY_CASES = 4  # scans on which pseudo-labels are compared with hidden labels
+
+
+def restore(experiment: Experiment, workdir: Path) -> TrainState:
+  """Returns the state that `config.eval.select` names from a run's checkpoints.
+
+  Raises:
+    InputError: there is none.
+  """
+  if not (workdir / "checkpoints").is_dir():
+    raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
+  checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
+  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.cfg.eval.select)
+  checkpoints.close()
+  return state
+
+
+def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, Any]]:
+  """Scores every predictor of the method on the evaluation scans.
+
+  Returns:
+    Predictor name -> `{"method", "predictor", "select", "step", "seed", "split", "cases", "summary"}`; the first is what the paper evaluates. Distances are in
+    voxels of the evaluated grid, and in mm under `*_mm`.
+  """
+  cfg, split = experiment.cfg, experiment.split
+  names = split.evaluation[: cfg.eval.max_cases or None]
+  if not names:
+    raise InputError(f"config.data.split: {cfg.data.split} leaves no case to evaluate")
+  rows: dict[str, list[dict[str, Any]]] = {name: [] for name in experiment.predictors}
+  for name in tqdm.tqdm(names, desc="evaluate", unit="scan", mininterval=1.0, leave=False, dynamic_ncols=True):
+    case = experiment.source.load(name)
+    if case.label is None:
+      raise InputError(f"{name}: this evaluation case has no label file; take it out of the list, or use --mode=predict")
+    for predictor, predict in experiment.predictors.items():
+      prob = np.asarray(predict(state, case.image))
+      rows[predictor].append({"case": name, **score(np.argmax(prob, axis=-1), case, experiment.source.class_names, cfg.eval.empty)})
+  return {
+    predictor: {
+      "method": cfg.method["name"],
+      "predictor": predictor,
+      "select": cfg.eval.select,
+      "step": int(state.step),
+      "seed": cfg.seed,
+      "split": split.name,
+      "cases": cases,
+      "summary": metrics.summarise(cases, num_resamples=cfg.eval.num_resamples, seed=cfg.seed),
+    }
+    for predictor, cases in rows.items()
+  }
+
+
+def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: str) -> dict[str, Any]:
+  """Scores one predicted label map.
+
+  Args:
+    label: integer[*spatial], the prediction.
+    case: the scan with its true label.
+    class_names: background first.
+    empty: see `metrics.case_metrics`.
+
+  Returns:
+    Metric -> mean over the foreground classes, `empty` -> whether any class was predicted empty; with several classes also `<class>/<metric>`.
+  """
+  per_class = {}
+  for value, name in enumerate(class_names[1:], start=1):
+    pred, true = label == value, case.label == value
+    row = metrics.case_metrics(pred, true, empty=empty)
+    mm = metrics.case_metrics(pred, true, spacing=case.spacing, empty=empty)
+    per_class[name] = {**row, **{f"{k}_mm": mm[k] for k in ("hd95", "asd")}}
+  mean = {key: float(np.mean([row[key] for row in per_class.values()])) for key in next(iter(per_class.values())) if key != "empty"}
+  mean["empty"] = any(row["empty"] for row in per_class.values())
+  if len(per_class) > 1:
+    mean |= {f"{name}/{key}": value for name, row in per_class.items() for key, value in row.items()}
+  return mean
+
+
+def write_results(results: Mapping[str, Mapping[str, Any]], workdir: Path) -> None:
+  """Writes `results_<predictor>.json` and, one row a case, `results_<predictor>.csv`."""
+  for predictor, result in results.items():
+    (workdir / f"results_{predictor}.json").write_text(json.dumps(result, indent=2))
+    with (workdir / f"results_{predictor}.csv").open("w", newline="") as file:
+      table = csv.DictWriter(file, fieldnames=list(result["cases"][0]))
+      table.writeheader()
+      table.writerows(result["cases"])
+
+
+def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str, float]:
+  """Compares pseudo-labels with the hidden labels of a few unlabelled scans, where the data set has them.
+
+  One centred patch a scan. For every stage the method names (CRLN: before and after rectification): the share of reliable voxels, and the Dice of all and of
+  reliable pseudo-labels against the foreground.
+
+  Source: CRLN, Figs. 1 and 11.
+  """
+  if experiment.pseudo_labels is None:
+    return {}
+  found: dict[str, list[float]] = {}
+  hidden = [name for name in experiment.split.unlabelled if experiment.source.has_label(name)]
+  for name in hidden[:_QUALITY_CASES]:
+    case = experiment.source.load(name)
+    image, label = (_centre_patch(a, experiment.cfg.data.patch) for a in (case.image, case.label))
+    for stage, (prob, reliable) in jax.device_get(experiment.pseudo_labels(state, image[None])).items():
+      pseudo, true = np.argmax(prob[0], axis=-1) > 0, label > 0
+      values = {"share_reliable": float(np.mean(reliable)), "dice_all": metrics.dice(pseudo, true), "dice_reliable": metrics.dice(pseudo & reliable[0], true & reliable[0])}
+      for key, value in values.items():
+        found.setdefault(f"pseudo_{stage}/{key}", []).append(value)
+  return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def _centre_patch(array: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+  """Crops or zero-pads the leading axes to `patch` around the centre."""
+  for axis, side in enumerate(patch):
+    lack = max(side - array.shape[axis], 0)
+    array = np.pad(array, [(lack // 2, lack - lack // 2) if a == axis else (0, 0) for a in range(array.ndim)])
+    start = (array.shape[axis] - side) // 2
+    array = np.take(array, range(start, start + side), axis=axis)
+  return array

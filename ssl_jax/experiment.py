@@ -1,0 +1,162 @@
+"""Puts a run together from its configuration: data, networks, method, devices."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax import config, data, methods
+from ssl_jax.core import optim, sharding
+from ssl_jax.inference import SlidingWindow
+from ssl_jax.networks.factory import Networks
+from ssl_jax.types import Config, InputError, Method, PyTree
+
+_FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
+_FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A run, ready to train or evaluate."""
+
+  cfg: Config
+  source: data.Source
+  split: data.Split
+  method: Method
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices that share the batch."""
+    return sharding.data_mesh(self.cfg.train.batch_labelled, self.cfg.train.batch_unlabelled)
+
+  @property
+  def num_steps(self) -> int:
+    """Steps of all phases together."""
+    return sum(steps for _, steps in self.cfg.train.phases)
+
+  @functools.cached_property
+  def batch_spec(self) -> PyTree:
+    """Shapes and dtypes of one global batch."""
+
+    def half(size: int, with_label: bool) -> dict[str, jax.ShapeDtypeStruct]:
+      arrays = {
+        "image": jax.ShapeDtypeStruct((size, *self.cfg.data.patch, self.source.channels), jnp.float32),
+        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+      }
+      return {**arrays, "label": jax.ShapeDtypeStruct((size, *self.cfg.data.patch), jnp.int32)} if with_label else arrays
+
+    return {"labelled": half(self.cfg.train.batch_labelled, True), "unlabelled": half(self.cfg.train.batch_unlabelled, False)}
+
+  @functools.cached_property
+  def predictors(self) -> dict[str, SlidingWindow]:
+    """Whole-scan predictors, called as `(state, image)`; the first is what the paper evaluates."""
+    named = {"student": self.method.predict, **self.method.predict_also}
+    cfg = self.cfg
+    return {k: SlidingWindow(f, patch=cfg.data.patch, stride=cfg.eval.stride, window_batch=cfg.eval.window_batch) for k, f in named.items()}
+
+  @functools.cached_property
+  def pseudo_labels(self) -> Callable[..., Any] | None:
+    """The method's pseudo-labels, compiled once; `None` when it has none."""
+    return jax.jit(self.method.pseudo_labels) if self.method.pseudo_labels else None
+
+  def init(self, key: jax.Array) -> PyTree:
+    """Returns the state before the first step; pure, for `jit` and `eval_shape`."""
+    return self.method.init(key, self.batch_spec)
+
+  @functools.cached_property
+  def abstract_state(self) -> PyTree:
+    """Shapes and dtypes of the state.
+
+    Raises:
+      InputError: an option of the method or network that its file refuses while tracing.
+    """
+    try:
+      return jax.eval_shape(self.init, jax.random.key(0))
+    except ValueError as error:
+      raise InputError(str(error)) from error
+
+
+def open_experiment(cfg: Config) -> Experiment:
+  """Opens the data and builds the method.
+
+  Raises:
+    InputError: whatever is wrong with configuration or data, before anything is compiled.
+  """
+  config.check(cfg)
+  module = methods.load(cfg.method["name"])
+  options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"}, "config.method")
+  source = data.open_source(cfg.data)
+  split = data.make_split(cfg.data, source)
+  steps = sum(n for _, n in cfg.train.phases)
+  method = module.build(options, Networks(cfg.network, source.num_classes), optim.sgd(cfg.optim, steps))
+  for name, _ in cfg.train.phases:
+    if name not in method.steps:
+      raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
+  return Experiment(cfg, source, split, method)
+
+
+def record(experiment: Experiment, workdir: Path) -> None:
+  """Writes the resolved configuration, versions, git revision and data fingerprint; refuses a folder that another run has begun.
+
+  Raises:
+    InputError: `workdir` holds a run whose configuration differs, naming the first key that does.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  cfg, file = experiment.cfg, workdir / "config.json"
+  current = json.loads(config.to_json(cfg))
+  if file.exists():
+    difference = _first_difference(_fixed_part(json.loads(file.read_text())), _fixed_part(current), "config")
+    if difference:
+      raise InputError(f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it")
+  if jax.process_index() != 0:
+    return
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+  run = {
+    "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+    "git_revision": _git_revision(),
+    "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
+    "data": {
+      "fingerprint": data.fingerprint(cfg.data, experiment.source, experiment.split),
+      "labelled": experiment.split.labelled,
+      "unlabelled": experiment.split.unlabelled,
+      "evaluation": experiment.split.evaluation,
+    },
+    "num_classes": experiment.source.num_classes,
+    "channels": experiment.source.channels,
+    "class_names": experiment.source.class_names,
+  }
+  file.write_text(config.to_json(cfg))
+  (workdir / "run.json").write_text(json.dumps(run, indent=2))
+
+
+def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
+  fixed = {k: v for k, v in tree.items() if k not in _FREE_KEYS}
+  fixed["train"] = {k: v for k, v in fixed["train"].items() if k not in _FREE_TRAIN_KEYS}
+  fixed["data"] = {k: v for k, v in fixed["data"].items() if k != "root"}
+  return fixed
+
+
+def _first_difference(old: Any, new: Any, where: str) -> str | None:
+  if isinstance(old, dict) and isinstance(new, dict):
+    found = (_first_difference(old.get(k), new.get(k), f"{where}.{k}") for k in sorted(old.keys() | new.keys()))
+    return next((d for d in found if d), None)
+  return None if old == new else f"{where} was {old!r}, now {new!r}"
+
+
+def _git_revision() -> str | None:
+  result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+  return result.stdout.strip() or None
+
+
+def run_key(cfg: Config) -> np.ndarray:
+  """Returns the run's random key; steps fold their number into it."""
+  return jax.random.key(cfg.seed)

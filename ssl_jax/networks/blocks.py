@@ -1,0 +1,105 @@
+"""Layers of the segmentation networks, for two and three dimensions, initialised as PyTorch does."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.ops import conv, norm, resize
+from ssl_jax.types import Array
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+  """Returns PyTorch's default initialisation of kernels and biases: U(±1/√fan_in)."""
+  bound = 1.0 / math.sqrt(fan_in)
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+  """Convolution with bias, stride 1, kernel 3 or 1 along every axis; parameters f32, compute in `dtype`."""
+
+  features: int
+  size: int = 3
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [B, *spatial, in] to [B, *spatial, features]."""
+    rank, channels = x.ndim - 2, x.shape[-1]
+    init = torch_uniform(channels * self.size**rank)
+    kernel_size = (3,) * rank if self.size == 3 else ()
+    kernel = self.param("kernel", init, (*kernel_size, channels, self.features)).astype(self.dtype)
+    bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+    x = x.astype(self.dtype)
+    return (conv.conv3(x, kernel) if self.size == 3 else x @ kernel) + bias
+
+
+class Down(nn.Module):
+  """Convolution of size and stride 2."""
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [B, *spatial, in] to [B, *(spatial / 2), features]."""
+    rank, channels = x.ndim - 2, x.shape[-1]
+    init = torch_uniform(channels * 2**rank)
+    kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
+    bias = self.param("bias", init, (self.features,))
+    return conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class Up(nn.Module):
+  """Doubles the resolution: transposed convolution of size and stride 2, or linear (corners aligned) or nearest interpolation and a convolution of size 3."""
+
+  features: int
+  mode: str = "transpose"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [B, *spatial, in] to [B, *(2 · spatial), features]."""
+    if self.mode != "transpose":
+      x = (resize.upsample_linear if self.mode == "trilinear" else resize.upsample_nearest)(x)
+      return Conv(self.features, dtype=self.dtype, name="conv")(x)
+    rank, channels = x.ndim - 2, x.shape[-1]
+    init = torch_uniform(self.features * 2**rank)  # PyTorch counts the outputs of a transposed convolution
+    kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
+    bias = self.param("bias", init, (self.features,))
+    return conv.conv_up2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+  """BatchNorm with PyTorch's constants and running averages (unbiased variance, 0.9 of the old value), and an optional ReLU."""
+
+  relu: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """Normalises [B, *spatial, C]: with the batch's statistics when `train`, which then enter the running averages if "batch_stats" is mutable."""
+    channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+    if not train:
+      gain = scale * jax.lax.rsqrt(running_var.value + norm.EPSILON)
+      y = x * gain + (bias - running_mean.value * gain)
+      return (jax.nn.relu(y) if self.relu else y).astype(x.dtype)
+    y, mean, var = norm.batch_norm(x, scale, bias, self.relu)
+    if self.is_mutable_collection("batch_stats"):
+      count = x.size // channels
+      running_mean.value = 0.9 * running_mean.value + 0.1 * mean
+      running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
+    return y
+
+
+def channel_dropout(module: nn.Module, x: Array, rate: float, active: bool) -> Array:
+  """Sets whole channels of a sample to zero with probability `rate` and scales the others by 1/(1 − rate); key stream "dropout"."""
+  if not active or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],))
+  return x * (keep / (1.0 - rate)).astype(x.dtype)

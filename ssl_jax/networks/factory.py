@@ -1,0 +1,45 @@
+"""What a method is handed instead of network classes: it asks for a part by its role, the configuration decides the rest."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ssl_jax import networks
+from ssl_jax.networks.dim import DIM, CPSHead, Rectifier
+from ssl_jax.types import NetworkConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """Makes the modules of one run.
+
+  Attributes:
+    cfg: the backbone's configuration.
+    num_classes: C, background included.
+  """
+
+  cfg: NetworkConfig
+  num_classes: int
+
+  @property
+  def prototype_width(self) -> int:
+    """F = 4n: channels of the second decoder level f2."""
+    return 4 * self.cfg.width
+
+  def backbone(self, **changes: Any) -> nn.Module:
+    """Returns the segmentation network; `changes` replace keys of the configuration, such as `upsample="trilinear"` for a second view."""
+    return networks.build(dataclasses.replace(self.cfg, **changes), num_classes=self.num_classes)
+
+  def dim(self, **options: Any) -> DIM:
+    """Returns a Dynamic Interaction Module."""
+    return DIM(dtype=jnp.dtype(self.cfg.dtype), **options)
+
+  def rectifier(self, **options: Any) -> Rectifier:
+    """Returns a rectification of predictions."""
+    return Rectifier(**options)
+
+  def cps_head(self) -> CPSHead:
+    """Returns the projection of f4 to the width of the prototypes."""
+    return CPSHead(self.cfg.width, self.prototype_width, jnp.dtype(self.cfg.dtype))

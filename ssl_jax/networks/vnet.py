@@ -1,0 +1,85 @@
+"""V-Net as the semi-supervised literature uses it: no residual connections, added skips."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ssl_jax.networks.blocks import BatchNorm, Conv, Down, Up, channel_dropout
+from ssl_jax.types import Array
+
+_ENCODER_BLOCKS = (1, 2, 3, 3, 3)
+_DECODER_BLOCKS = (3, 3, 2, 1)
+
+
+class VNetOutput(NamedTuple):
+  """Logits f32[B, *spatial, C], decoder features of 4n, 2n and n channels at 1/4, 1/2 and full resolution, and the bottleneck's 16n at 1/16."""
+
+  logits: Array
+  f2: Array
+  f3: Array
+  f4: Array
+  bottleneck: Array
+
+
+class VNet(nn.Module):
+  """Five encoder levels of widths n … 16n with 1, 2, 3, 3, 3 blocks of conv 3³ – BatchNorm – ReLU; four decoder levels with 3, 3, 2, 1.
+
+  Attributes:
+    num_classes: C.
+    width: n.
+    upsample: "transpose", "trilinear" or "nearest", see `blocks.Up`.
+    dropout: rate of channel dropout after level 5 and before the output convolution.
+    dtype: compute precision; parameters, statistics and logits are f32.
+
+  Source: V-Net (Milletari et al. 2016) in the form of UA-MT, MC-Net, CAML and CML [C].
+  """
+
+  num_classes: int
+  width: int = 16
+  upsample: str = "transpose"
+  dropout: float = 0.5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None) -> VNetOutput:
+    """Segments images.
+
+    Args:
+      x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
+      train: use batch statistics, and update running averages where "batch_stats" is mutable.
+      dropout: whether channels are dropped; defaults to `train`.
+
+    Raises:
+      ValueError: a side is no multiple of 16.
+    """
+    if any(side % 16 for side in x.shape[1:-1]):
+      raise ValueError(f"config.data.patch: V-Net halves the image four times, so every side must be a multiple of 16; got {x.shape[1:-1]}")
+    dropout = train if dropout is None else dropout
+    x = x.astype(self.dtype)
+
+    def blocks(x: Array, count: int, features: int, name: str) -> Array:
+      for i in range(count):
+        x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
+        x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train)
+      return x
+
+    skips = []
+    for level, count in enumerate(_ENCODER_BLOCKS):
+      features = self.width * 2**level
+      if level:
+        skips.append(x)
+        x = Down(features, dtype=self.dtype, name=f"encoder{level + 1}_down")(x)
+        x = BatchNorm(relu=True, name=f"encoder{level + 1}_down_norm")(x, train)
+      x = blocks(x, count, features, f"encoder{level + 1}")
+    bottleneck = x = channel_dropout(self, x, self.dropout, dropout)
+
+    features_of = {}
+    for level, count in enumerate(_DECODER_BLOCKS, start=1):
+      skip = skips.pop()
+      x = Up(skip.shape[-1], mode=self.upsample, dtype=self.dtype, name=f"decoder{level}_up")(x)
+      x = BatchNorm(relu=True, name=f"decoder{level}_up_norm")(x, train)
+      features_of[level] = x = blocks(x + skip, count, skip.shape[-1], f"decoder{level}")
+    x = channel_dropout(self, x, self.dropout, dropout)
+    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)
+    return VNetOutput(logits, features_of[2], features_of[3], features_of[4], bottleneck)

@@ -1,0 +1,133 @@
+"""Drawing voxels from masks, and the contrastive loss over the drawn ones."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_BLOCK = 256
+
+
+def draw(key: Array, mask: Array, count: int) -> tuple[Array, Array]:
+  """Draws `count` positions uniformly, with replacement, among the True entries of a mask.
+
+  Counts per block of voxels are summed up, the blocks are searched, then one block per draw is searched: one pass over the mask, no sort.
+
+  Args:
+    key: PRNG key.
+    mask: bool[B, V].
+    count: number of draws.
+
+  Returns:
+    `(index i32[count] into the flattened mask, valid bool[])`; without a True entry `valid` is False and the indices are arbitrary but in range.
+  """
+  batch, voxels = mask.shape
+  blocks = jnp.pad(mask, ((0, 0), (0, -voxels % _BLOCK))).reshape(batch, -1, _BLOCK)
+  per_block = jnp.sum(blocks, axis=-1, dtype=jnp.int32).reshape(-1)
+  ends = jnp.cumsum(per_block)
+  rank = jax.random.randint(key, (count,), 0, jnp.maximum(ends[-1], 1))
+  block = jnp.minimum(jnp.searchsorted(ends, rank, side="right"), per_block.size - 1)
+  rank_in_block = rank - (ends[block] - per_block[block])
+  seen = jnp.cumsum(blocks.reshape(-1, _BLOCK)[block], axis=-1, dtype=jnp.int32)
+  offset = jnp.argmax(seen > rank_in_block[:, None], axis=-1)
+  blocks_per_sample = blocks.shape[1]
+  sample, position = block // blocks_per_sample, (block % blocks_per_sample) * _BLOCK + offset
+  return sample * voxels + jnp.minimum(position, voxels - 1), ends[-1] > 0
+
+
+def unit(x: Array) -> Array:
+  """Returns `x` scaled to length 1 along its last axis; a zero vector stays zero."""
+  return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def info_nce(anchors: Array, positive: Array, negatives: Array, temperature: float) -> Array:
+  """Mean over anchors a of −log( e^{cos(a, p)/t} / (e^{cos(a, p)/t} + Σ_n e^{cos(a, n)/t}) ).
+
+  Args:
+    anchors: f32[m, d]; gradient flows here.
+    positive: f32[d], shared by all anchors; no gradient.
+    negatives: f32[k, d]; no gradient.
+    temperature: t > 0, dimensionless.
+
+  Returns:
+    f32[] in nats.
+
+  Source: CRLN, eq. 14.
+  """
+  others = jax.lax.stop_gradient(jnp.concatenate([positive[None], negatives]))
+  similarity = unit(anchors) @ unit(others).T / temperature
+  return jnp.mean(jax.nn.logsumexp(similarity, axis=-1) - similarity[:, 0])
+
+
+def unassertive(mean_feature: Array, prototype: Array, xi: Array | float) -> Array:
+  """Returns (r_m + ξ P̄) / (1 + ξ), f32[F].
+
+  Source: CRLN, eq. 13.
+  """
+  return (mean_feature + xi * prototype) / (1.0 + xi)
+
+
+def positive_supervision(
+  key: Array,
+  context: Array,
+  prob: Array,
+  label: Array,
+  reliable: Array,
+  prototypes: Array,
+  project: Callable[[Array], Array],
+  *,
+  tau: float,
+  num_anchors: int,
+  num_negatives: int,
+  temperature: float,
+  positive: str = "unassertive",
+  xi: float | None = 0.6,
+) -> tuple[Array, Array]:
+  """Collaborative positive supervision: uncertain voxels are drawn towards an unassertive representation of their class.
+
+  Args:
+    key: PRNG key.
+    context: f32[B, *spatial, n], voxel features before projection; gradient flows here through the anchors alone [L].
+    prob: f32[B, *spatial, C], the student's own probabilities; no gradient.
+    label: i32[B, *spatial], labels and pseudo-labels.
+    reliable: bool[B, *spatial], whether the label counts.
+    prototypes: f32[C, R, F]; no gradient.
+    project: f32[m, n] -> f32[m, F], linear; only drawn rows and class means are projected.
+    tau: a reliable voxel is an anchor where the student gives its class less than this.
+    num_anchors, num_negatives: draws per class.
+    temperature: t > 0.
+    positive: "unassertive" (eq. 13), "mean" (the class's mean feature) or "prototype" (the class's mean prototype).
+    xi: ξ of eq. 13; `None` draws it from U(0, 1) per class.
+
+  Returns:
+    Mean over anchors and present classes, f32[]; a class without anchor, positive or negative does not count. And the share of the batch's voxels that are
+    anchors of each class, f32[C].
+
+  Source: CRLN, eqs. 9–14.
+  """
+  num_classes, batch, width = prob.shape[-1], context.shape[0], context.shape[-1]
+  rows, label, reliable = context.reshape(-1, width), label.reshape(batch, -1), reliable.reshape(batch, -1)
+  own = jnp.sum(jax.nn.one_hot(label, num_classes) * prob.reshape(*label.shape, num_classes), axis=-1)
+
+  def one_class(c: Array, key: Array, prototype: Array) -> tuple[Array, Array, Array]:
+    key_a, key_n, key_xi = jax.random.split(key, 3)
+    member = reliable & (label == c)
+    uncertain = member & (own < tau)
+    index_a, has_anchor = draw(key_a, uncertain, num_anchors)  # Eqs. (9), (10)
+    index_n, has_negative = draw(key_n, reliable & (label != c), num_negatives)  # Eqs. (11), (12)
+    mean_row = member.reshape(1, -1).astype(rows.dtype) @ jax.lax.stop_gradient(rows) / jnp.maximum(jnp.sum(member), 1)
+    learned = jnp.mean(prototype, axis=0)
+    if positive == "unassertive":
+      target = unassertive(project(mean_row)[0], learned, jax.random.uniform(key_xi) if xi is None else xi)  # Eq. (13)
+    elif positive == "mean":
+      target = project(mean_row)[0]
+    elif positive == "prototype":
+      target = learned
+    else:
+      raise ValueError(f"config.method.positive: {positive!r} is none of unassertive, mean, prototype")
+    loss = info_nce(project(rows[index_a]), target, project(rows[index_n]), temperature)  # Eq. (14)
+    return loss, has_anchor & has_negative, jnp.mean(uncertain)  # an anchor is reliable, so the class has a positive
+
+  losses, present, share = jax.vmap(one_class)(jnp.arange(num_classes), jax.random.split(key, num_classes), prototypes)
+  return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.maximum(jnp.sum(present), 1), share

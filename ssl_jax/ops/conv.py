@@ -1,0 +1,187 @@
+"""Convolutions of the segmentation networks, channels last, in two and three dimensions.
+
+GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients, so there a 3³ convolution
+is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of shifted copies per Winograd tap. Stride-2 pairs
+are a rearrangement and one matrix product everywhere. Small arrays take XLA's convolution on the CPU too: they gain nothing and compile faster.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# Winograd F(4, 3): four outputs of a 3-tap filter from six products. output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)); points 0, ±1, ±2, ∞.
+_TAPS = np.array(
+  [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]], np.float32
+)
+_KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
+_OUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
+
+_SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
+
+
+@jax.custom_vjp
+def conv3(x: Array, w: Array) -> Array:
+  """Convolution with a kernel of 3 along every axis, stride 1, zero padding to the same size.
+
+  Args:
+    x: [B, *spatial, in], two or three spatial axes; gradient flows here.
+    w: [3, 3(, 3), in, out] of the same dtype; gradient flows here.
+
+  Returns:
+    [B, *spatial, out] in x's dtype.
+  """
+  return _forward(x, w)
+
+
+def _forward(x: Array, w: Array) -> Array:
+  if x.ndim == 4 or max(x.size, x.size // x.shape[-1] * w.shape[-1]) < _SMALL:
+    return _xla(x, w)
+  cpu = _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
+  return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+  x, w = saved
+  back = jnp.swapaxes(jnp.flip(w, range(w.ndim - 2)), -1, -2)
+  if max(x.size, grad.size) < _SMALL:
+    return _forward(grad, back), _xla_kernel_grad(x, grad)
+  cpu = _kernel_grad_2d if x.ndim == 4 else _first_layer_kernel_grad if x.shape[-1] == 1 else _kernel_grad_3d
+  return _forward(grad, back), lax.platform_dependent(x, grad, cpu=cpu, default=_xla_kernel_grad)
+
+
+conv3.defvjp(lambda x, w: (_forward(x, w), (x, w)), _backward)
+
+
+def conv_down2(x: Array, w: Array) -> Array:
+  """Convolution with kernel and stride 2: space to depth and one matrix product.
+
+  Args:
+    x: [B, *spatial, in], even sides.
+    w: [2, 2(, 2), in, out].
+
+  Returns:
+    [B, *(spatial / 2), out].
+  """
+  rank, channels = x.ndim - 2, x.shape[-1]
+  half = tuple(s // 2 for s in x.shape[1:-1])
+  blocks = x.reshape(x.shape[0], *(n for h in half for n in (h, 2)), channels)
+  order = (0, *range(1, 2 * rank + 1, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+  return (jnp.transpose(blocks, order).reshape(-1, 2**rank * channels) @ w.reshape(2**rank * channels, -1)).reshape(x.shape[0], *half, -1)
+
+
+def conv_up2(x: Array, w: Array) -> Array:
+  """Transposed convolution with kernel and stride 2, in PyTorch's orientation (`lax.conv_transpose` flips): one matrix product and depth to space.
+
+  Args:
+    x: [B, *spatial, in].
+    w: [2, 2(, 2), in, out].
+
+  Returns:
+    [B, *(2 · spatial), out].
+  """
+  rank, channels, out = x.ndim - 2, x.shape[-1], w.shape[-1]
+  kernel = jnp.moveaxis(w, rank, 0).reshape(channels, -1)
+  blocks = (x.reshape(-1, channels) @ kernel).reshape(*x.shape[:-1], *(2,) * rank, out)
+  order = (0, *(axis for a in range(1, rank + 1) for axis in (a, a + rank)), 2 * rank + 1)
+  return jnp.transpose(blocks, order).reshape(x.shape[0], *(2 * s for s in x.shape[1:-1]), out)
+
+
+def _xla(x: Array, w: Array) -> Array:
+  spec = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
+  return lax.conv_general_dilated(x, w, (1,) * (x.ndim - 2), "SAME", dimension_numbers=spec)
+
+
+def _xla_kernel_grad(x: Array, grad: Array) -> Array:
+  w = jnp.zeros((3,) * (x.ndim - 2) + (x.shape[-1], grad.shape[-1]), x.dtype)
+  return jax.linear_transpose(lambda w: _xla(x, w), w)(grad)[0]
+
+
+def _combine(row: Sequence[float] | np.ndarray, arrays: Sequence[Array]) -> Array:
+  return sum((float(a) * x for a, x in zip(row, arrays, strict=True) if a), start=jnp.zeros((), arrays[0].dtype))
+
+
+def _depth_taps(x: Array) -> tuple[list[Array], int]:
+  """Six arrays, the inputs of every group of four output slices, and the number of groups."""
+  groups = -(-x.shape[1] // 4)
+  padded = jnp.pad(x, ((0, 0), (1, 4 * groups - x.shape[1] + 1), (0, 0), (0, 0), (0, 0)))
+  return [lax.slice_in_dim(padded, i, i + 4 * groups - 3, stride=4, axis=1) for i in range(6)], groups
+
+
+def _winograd(x: Array, w: Array) -> Array:
+  batch, depth, height, width, _ = x.shape
+  taps, groups = _depth_taps(x)
+  flat = lambda a: a.reshape(batch * groups, height, width, -1)
+  products = [_xla(flat(_combine(_TAPS[k], taps)), _combine(_KERNEL[k], tuple(w))) for k in range(6)]
+  outputs = jnp.stack([_combine(_OUT[j], products).reshape(batch, groups, height, width, -1) for j in range(4)], axis=2)
+  return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth]
+
+
+def _few_columns(x: Array, w: Array) -> Array:
+  """For fewer than 3 rows or columns, where XLA:CPU's 2D convolution falls off a cliff: one product to 9 shifted outputs, then added up."""
+  batch, depth, height, width, channels = x.shape
+  out = w.shape[-1]
+  padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1), (0, 0)))
+  columns = jnp.concatenate([padded[:, :, :, k : k + width] for k in range(3)], axis=-1).reshape(-1, 3 * channels)
+  y = (columns @ jnp.transpose(w, (2, 3, 0, 1, 4)).reshape(3 * channels, 9 * out)).reshape(batch, depth, height, width, 9, out)
+  y = jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+  return sum(y[:, i : i + depth, j : j + height, :, 3 * i + j] for i in range(3) for j in range(3))
+
+
+def _first_layer(x: Array, w: Array) -> Array:
+  """One input channel: three neighbouring slices become the channels of a 2D convolution."""
+  batch, depth, height, width, _ = x.shape
+  padded = jnp.pad(x[..., 0], ((0, 0), (1, 1), (0, 0), (0, 0)))
+  slices = jnp.stack([padded[:, i : i + depth] for i in range(3)], axis=-1)
+  y = _xla(slices.reshape(batch * depth, height, width, 3), jnp.moveaxis(w[..., 0, :], 0, 2))
+  return y.reshape(batch, depth, height, width, -1)
+
+
+def _first_layer_kernel_grad(x: Array, grad: Array) -> Array:
+  """27 shifted copies of a slice against the gradient's slice, summed over slices by a scan so that the copies stay in cache."""
+  batch, depth, height, width, _ = x.shape
+  padded = jnp.pad(x[..., 0], ((0, 0), (1, 1), (1, 1), (1, 1)))
+  triples = jnp.stack([padded[:, i : i + depth] for i in range(3)], axis=2).reshape(batch * depth, 3, height + 2, width + 2)
+
+  def add(total, pair):
+    triple, g = pair
+    copies = jnp.stack([triple[:, j : j + height, k : k + width] for j in range(3) for k in range(3)], axis=1).reshape(27, -1)
+    return total + _dot(copies, g.reshape(-1, g.shape[-1])), None
+
+  total, _ = lax.scan(add, jnp.zeros((27, grad.shape[-1]), jnp.float32), (triples, grad.reshape(batch * depth, height, width, -1)))
+  return total.reshape(3, 3, 3, 1, -1).astype(x.dtype)
+
+
+def _dot(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _kernel_grad_2d(x: Array, grad: Array) -> Array:
+  """[B, H, W, in], [B, H, W, out] -> [3, 3, in, out]: three column shifts of x against three row shifts of the gradient."""
+  channels, out, height, width = x.shape[-1], grad.shape[-1], *x.shape[1:3]
+
+  def product(x: Array, g: Array) -> Array:
+    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    left = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=-1).reshape(-1, 3 * channels)
+    right = jnp.concatenate([g[:, 2 - i : 2 - i + height] for i in range(3)], axis=-1).reshape(-1, 3 * out)
+    return _dot(left.T, right)
+
+  if channels <= 32 and height * width >= 512:  # slice by slice the copies stay in cache
+    zero = jnp.zeros((3 * channels, 3 * out), jnp.float32)
+    total, _ = lax.scan(lambda total, xg: (total + product(xg[0][None], xg[1][None]), None), zero, (x, grad))
+  else:
+    total = product(x, grad)
+  return jnp.transpose(total.reshape(3, channels, 3, out), (2, 0, 1, 3)).astype(x.dtype)
+
+
+def _kernel_grad_3d(x: Array, grad: Array) -> Array:
+  batch, depth, height, width, _ = x.shape
+  taps, groups = _depth_taps(x)
+  padded = jnp.pad(grad, ((0, 0), (0, 4 * groups - depth), (0, 0), (0, 0), (0, 0)))
+  parts = [lax.slice_in_dim(padded, j, j + 4 * groups - 3, stride=4, axis=1) for j in range(4)]
+  flat = lambda a: a.reshape(batch * groups, height, width, -1)
+  products = [_kernel_grad_2d(flat(_combine(_TAPS[k], taps)), flat(_combine(_OUT[:, k], parts))) for k in range(6)]
+  return jnp.stack([_combine(_KERNEL[:, i], products) for i in range(3)])

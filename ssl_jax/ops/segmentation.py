@@ -1,0 +1,63 @@
+"""Supervised segmentation losses and their confidence-masked forms."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def cross_entropy(logits: Array, label: Array, mask: Array | None = None) -> Array:
+  """Mean over all voxels of −log softmax(logits)[label], voxels outside `mask` counting as 0.
+
+  Args:
+    logits: f32[B, *spatial, C]; gradient flows here.
+    label: i32[B, *spatial], values 0..C-1.
+    mask: bool or f32[B, *spatial]; `None` keeps every voxel.
+
+  Returns:
+    f32[] in nats. The divisor is the number of all voxels, masked or not.
+  """
+  log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
+  picked = jnp.sum(jax.nn.one_hot(label, logits.shape[-1], dtype=log_prob.dtype) * log_prob, axis=-1)
+  return -jnp.mean(picked if mask is None else picked * mask)
+
+
+def confident_cross_entropy(logits: Array, target: Array, threshold: float, counted: Array, *, soft: bool = False) -> Array:
+  """Mean over all voxels of 1[max target ≥ τ] · CE(logits, target).
+
+  Args:
+    logits: f32[B, *spatial, C]; gradient flows here.
+    target: f32[B, *spatial, C] pseudo-label probabilities.
+    threshold: τ.
+    counted: bool[B, *spatial], voxels that may count at all.
+    soft: compare with the probabilities instead of with their largest class.
+
+  Source: CRLN, eq. 2; FixMatch.
+  """
+  mask = counted & (jnp.max(target, axis=-1) >= threshold)
+  if not soft:
+    return cross_entropy(logits, jnp.argmax(target, axis=-1), mask)
+  return -jnp.mean(mask * jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
+
+
+def dice_soft(prob: Array, label: Array, smooth: float = 1e-5) -> Array:
+  """Soft Dice loss: mean over samples and classes of 1 − (2Σpy + ε)/(Σp + Σy + ε).
+
+  Args:
+    prob: f32[B, *spatial, C]; gradient flows here.
+    label: i32[B, *spatial].
+    smooth: ε; an absent class that is not predicted costs 0.
+
+  Source: published code of CML and BCP [C].
+  """
+  axes = tuple(range(1, prob.ndim - 1))
+  target = jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)
+  overlap, size = jnp.sum(prob * target, axes), jnp.sum(prob, axes) + jnp.sum(target, axes)
+  return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
+
+
+def ce_dice(logits: Array, label: Array) -> Array:
+  """Returns ℓ_s = ½ (CE + Dice) over logits f32[B, *spatial, C] and labels i32[B, *spatial].
+
+  Source: CRLN, eq. 1; CML, eq. 7.
+  """
+  return 0.5 * (cross_entropy(logits, label) + dice_soft(jax.nn.softmax(logits.astype(jnp.float32)), label))

@@ -1,0 +1,55 @@
+"""New images in, label maps out, in the geometry of the input."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import tqdm
+
+from ssl_jax import data
+from ssl_jax.experiment import Experiment
+from ssl_jax.types import TrainState
+
+
+def predict(experiment: Experiment, state: TrainState, inputs: Path, output: Path) -> list[Path]:
+  """Segments NIfTI images with the predictor that the paper evaluates.
+
+  Args:
+    experiment: gives preprocessing, patch and stride.
+    state: from `evaluate.restore`.
+    inputs: a NIfTI file, or a folder of them; several channels as `<case>_0000`, `_0001`, … or as a last axis.
+    output: folder for `<case>.nii.gz`, uint8 classes on the input's grid with its affine.
+
+  Returns:
+    The files written.
+
+  Raises:
+    InputError: an image cannot be read or does not fit the network.
+  """
+  cfg = experiment.cfg.data
+  images = data.open_images(inputs, experiment.source.channels, experiment.source.class_names)
+  prepared = data.prepare(images, cfg)
+  segment = next(iter(experiment.predictors.values()))
+  output.mkdir(parents=True, exist_ok=True)
+  written = []
+  for name in tqdm.tqdm(images.names, desc="predict", unit="scan"):
+    original = nib.load(images.files(name)[0])
+    prob = np.asarray(segment(state, prepared.load(name).image))
+    label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.downsample, original.shape[: prob.ndim - 1])
+    mask = nib.Nifti1Image(label, original.affine)
+    mask.header.set_xyzt_units(*original.header.get_xyzt_units())
+    for form in ("sform", "qform"):  # keep which of the two the input relies on
+      affine, code = getattr(original.header, f"get_{form}")(coded=True)
+      getattr(mask, f"set_{form}")(affine, int(code))
+    written.append(output / f"{name}.nii.gz")
+    nib.save(mask, written[-1])
+  return written
+
+
+def _to_grid(label: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
+  """Repeats each voxel `factor` times along every axis; what downsampling cut off takes its neighbour's class."""
+  for axis, side in enumerate(shape):
+    label = np.repeat(label, factor, axis=axis)
+    lack = side - label.shape[axis]
+    label = np.pad(label, [(0, lack) if a == axis else (0, 0) for a in range(label.ndim)], mode="edge")
+  return label

@@ -1,0 +1,176 @@
+"""The training loop. It knows phases, steps and metrics; what a step does is the method's affair."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from ssl_jax import data
+from ssl_jax.core import sharding
+from ssl_jax.core.checkpoint import Checkpoints
+from ssl_jax.core.writer import Writer
+from ssl_jax.evaluate import evaluate, pseudo_label_quality
+from ssl_jax.experiment import Experiment, record, run_key
+from ssl_jax.types import InputError, Metrics, TrainState
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the run again
+
+
+class TrainingDiverged(RuntimeError):
+  """A loss became NaN or infinite."""
+
+
+def train(experiment: Experiment, workdir: Path) -> TrainState:
+  """Trains to the end of the last phase, from the last checkpoint in `workdir` if there is one.
+
+  Args:
+    experiment: from `open_experiment`.
+    workdir: folder of checkpoints, logs and the resolved configuration; made if missing.
+
+  Returns:
+    The final state.
+
+  Raises:
+    InputError: the folder holds another run.
+    TrainingDiverged: a loss is no longer finite; the message names step and term, the last checkpoint is sound.
+    SystemExit: `EXIT_PREEMPTED`, after SIGTERM and a checkpoint.
+  """
+  record(experiment, workdir)
+  cfg = experiment.cfg
+  checkpoints = Checkpoints(workdir / "checkpoints", cfg.train.keep_checkpoints)
+  state, done = _start(experiment, checkpoints)
+  if done >= experiment.num_steps:
+    checkpoints.close()
+    return state
+  writer = Writer(workdir, done, experiment.num_steps, cfg.method["name"])
+  stop = _StopOnSignal()
+  first = 0
+  try:
+    for phase, length in cfg.train.phases:
+      begin, end = max(first, done), first + length
+      if begin < end:
+        state = _run_phase(experiment, phase, state, begin, end, writer, checkpoints, stop)
+      first = end
+  finally:
+    stop.restore()
+    writer.close()
+    checkpoints.close()
+  return state
+
+
+def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+  replicated = sharding.replicated(experiment.mesh)
+  abstract = experiment.abstract_state
+  if checkpoints.steps():
+    state = checkpoints.restore(abstract, replicated)
+    return state, int(state.step)
+  return jax.jit(experiment.init, out_shardings=replicated)(run_key(experiment.cfg)), 0
+
+
+def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:
+  """Compiles one phase's step ahead of time, with donated state and sharded batch.
+
+  Returns:
+    The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`.
+  """
+  replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
+  step = jax.jit(experiment.method.steps[phase], donate_argnums=0, in_shardings=(replicated, over_data, replicated), out_shardings=replicated)
+  begin = time.perf_counter()
+  try:
+    lowered = step.lower(experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg)))
+  except ValueError as error:  # options that only a step can judge, such as an unknown loss term
+    raise InputError(str(error)) from error
+  compiled = lowered.compile()
+  memory = compiled.memory_analysis()
+  peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes if memory else math.nan
+  return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
+
+
+def _run_phase(
+  experiment: Experiment, phase: str, state: TrainState, begin: int, end: int, writer: Writer, checkpoints: Checkpoints, stop: "_StopOnSignal"
+) -> TrainState:
+  cfg = experiment.cfg
+  step_fn, compile_facts = compile_step(experiment, phase)
+  writer.write(begin, {"phase": phase, **compile_facts})
+  batches = data.batches(
+    cfg.data,
+    experiment.source,
+    experiment.split,
+    seed=cfg.seed,
+    batch_labelled=cfg.train.batch_labelled,
+    batch_unlabelled=cfg.train.batch_unlabelled,
+    start_step=begin,
+    num_steps=end - begin,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  over_data = sharding.over_data(experiment.mesh)
+  key = jax.device_put(run_key(cfg), sharding.replicated(experiment.mesh))
+  pending: list[Metrics] = []
+  since = time.perf_counter()
+  for step in range(begin + 1, end + 1):
+    batch = sharding.to_devices(next(batches), over_data)
+    with jax.transfer_guard("disallow"):  # a step that talks to the host is a bug
+      state, metrics = step_fn(state, batch, key)
+    pending.append(metrics)
+    saves = step % cfg.train.checkpoint_every_steps == 0 or step == end or stop.requested
+    evaluates = cfg.train.eval_every_steps > 0 and step % cfg.train.eval_every_steps == 0
+    if step % cfg.train.log_every_steps == 0 or saves or evaluates:
+      values = _fetch(pending, step)
+      step_s = (time.perf_counter() - since) / len(pending)
+      writer.write(step, {**values, "step_s": step_s})
+      writer.progress(step, values["loss"])
+      pending = []
+      if evaluates:
+        values = _validate(experiment, state, step, writer)
+      if saves or evaluates:
+        checkpoints.save(step, state, {k: v for k, v in values.items() if k == "dice"})
+      since = time.perf_counter()
+    if stop.requested:
+      raise SystemExit(EXIT_PREEMPTED)
+  return state
+
+
+def _fetch(pending: list[Metrics], last_step: int) -> dict[str, float]:
+  """Brings the metrics of the last steps to the host, checks each, and returns the latest."""
+  fetched = jax.device_get(pending)
+  for offset, metrics in enumerate(fetched):
+    for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss"):  # the sum last: its terms say more
+      if not math.isfinite(value):
+        step = last_step - len(fetched) + offset + 1
+        raise TrainingDiverged(
+          f"step {step}: {name} is {float(value)}; the last checkpoint is sound. Lower config.optim.lr, or look at the batch's scans for extreme intensities"
+        )
+  return {name: float(value) for name, value in fetched[-1].items()}
+
+
+def _validate(experiment: Experiment, state: TrainState, step: int, writer: Writer) -> dict[str, Any]:
+  """Evaluates during training; returns the headline predictor's mean metrics."""
+  results = evaluate(experiment, state)
+  headline, *others = results.values()
+  means = {k: v["mean"] for k, v in headline["summary"].items() if isinstance(v, Mapping)}
+  beside = {f"{r['predictor']}/{k}": v["mean"] for r in others for k, v in r["summary"].items() if isinstance(v, Mapping)}
+  writer.write(step, {**{f"{headline['predictor']}/{k}": v for k, v in means.items()}, **beside, **pseudo_label_quality(experiment, state)})
+  return means
+
+
+class _StopOnSignal:
+  """Remembers SIGTERM, so that the loop can save and leave between two steps."""
+
+  def __init__(self) -> None:
+    self.requested = False
+    self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+  def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    del number, frame
+    self.requested = True
+    os.write(2, b"\nSIGTERM: saving a checkpoint, then leaving\n")
+
+  def restore(self) -> None:
+    signal.signal(signal.SIGTERM, self._previous)

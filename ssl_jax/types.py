@@ -1,0 +1,154 @@
+"""Types that every room shares: the batch, the training state, the method contract, the configuration, the error."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Mapping[str, Array]]
+"""`{"labelled": {"image", "label", "index"}, "unlabelled": {"image", "index"}}`.
+
+`image: f32[B, *spatial, channels]`, `label: i32[B, *spatial]` with values 0..C-1, `index: i32[B]` is the case's position in the training list.
+"""
+Metrics = Mapping[str, Array]
+
+
+class InputError(ValueError):
+  """Something the user gave is wrong: a file, a folder, a config key. The message names it and says what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns `name`'s closest neighbour among `known` as a hint, or the list of all that exist."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, n=1)
+  return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a training step reads and writes; one pytree, one checkpoint."""
+
+  step: Array  # int32 []
+  students: dict[str, Any]  # {"a": ..., "b": ...}: trainable parameters
+  prototypes: PyTree  # trainable class prototypes; () when a method has none
+  stats: dict[str, Any]  # BatchNorm running averages, same keys as students
+  opt: PyTree  # optimizer state
+  teacher: dict[str, Any]  # EMA of students, prototypes, and the teacher's own stats; {} when none
+  memory: PyTree  # memory bank, fixed shapes; () when none
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What `methods/<name>.py:build(options, networks, optimizer)` returns. All functions are pure and jittable.
+
+  Attributes:
+    init: `(key, batch) -> TrainState`; `batch` gives shapes only, it may hold `jax.ShapeDtypeStruct`s under `eval_shape`.
+    steps: phase name -> `(state, batch, key) -> (state, metrics)`.
+    predict: `(state, image f32[B, *spatial, channels]) -> f32[B, *spatial, C]` probabilities; what the paper evaluates.
+    predict_also: further named predictors that a results table shows beside it, such as the teacher.
+    pseudo_labels: `(state, image) -> {stage: (probabilities, reliable bool[B, *spatial])}`, whose quality the evaluation hook measures against hidden labels;
+      `None` when the method has none.
+  """
+
+  init: Callable[..., TrainState]
+  steps: Mapping[str, Callable[..., tuple[TrainState, Metrics]]]
+  predict: Callable[[TrainState, Array], Array]
+  predict_also: Mapping[str, Callable[[TrainState, Array], Array]] = dataclasses.field(default_factory=dict)
+  pseudo_labels: Callable[[TrainState, Array], Mapping[str, tuple[Array, Array]]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomConfig:
+  """The synthetic data set: deterministic from `seed`."""
+
+  shape: tuple[int, ...] = (48, 48, 32)
+  num_train: int = 24
+  num_test: int = 8
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which scans, how they are split, how crops are drawn from them."""
+
+  source: str = "msd"  # msd | la_h5 | la_nrrd | phantom
+  root: str = ""
+  split: str = "dev"  # dev: hold out the last `num_holdout` of the training list | official: train.list against test.list
+  num_labelled: int = 8
+  num_holdout: int = 16
+  train_list: str = "train.list"
+  test_list: str = "test.list"
+  patch: tuple[int, ...] = (112, 112, 80)  # voxels
+  downsample: int = 1  # averages blocks of this many voxels along each axis
+  normalise: str = "none"  # none | zscore (per scan, over the whole scan)
+  intensity_jitter: float = 0.0  # weak view: random gain 1±x and offset ±x per crop; 0 is the published recipe
+  phantom: PhantomConfig = PhantomConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+  """The backbone."""
+
+  name: str = "vnet"
+  width: int = 16
+  upsample: str = "transpose"  # transpose | trilinear | nearest
+  dropout: float = 0.5
+  dtype: str = "float32"  # compute precision: float32 | bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """SGD as PyTorch has it, and the learning rate over the run."""
+
+  lr: float = 0.01
+  momentum: float = 0.9
+  weight_decay: float = 1e-4
+  schedule: str = "constant"  # constant | poly
+  poly_power: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+
+  phases: tuple[tuple[str, int], ...] = (("train", 6000),)
+  batch_labelled: int = 2
+  batch_unlabelled: int = 2
+  log_every_steps: int = 50
+  checkpoint_every_steps: int = 500
+  keep_checkpoints: int = 2
+  eval_every_steps: int = 0  # 0: only at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Sliding-window evaluation on whole scans."""
+
+  stride: tuple[int, ...] = (18, 18, 4)  # voxels
+  window_batch: int = 1
+  max_cases: int = 0  # 0: all
+  empty: str = "published"  # distance of an empty prediction: published (0) | worst (the volume's diagonal)
+  select: str = "last"  # which checkpoint: last | best
+  num_resamples: int = 100  # bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run. `method` and its options are checked by the method's own `Options`.
+
+  `compare` maps names to further `method` groups: when it is not empty, each is trained in turn at equal settings and one table shows them all.
+  """
+
+  seed: int
+  data: DataConfig
+  network: NetworkConfig
+  optim: OptimConfig
+  train: TrainConfig
+  eval: EvalConfig
+  method: Mapping[str, Any]  # {"name": ..., **options of that method}
+  compare: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,98 @@
+"""What every method and every configuration file must keep."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from ssl_jax import config, methods
+from ssl_jax.core import optim
+from ssl_jax.experiment import open_experiment
+from ssl_jax.networks.factory import Networks
+from ssl_jax.types import Config
+from tests.helpers import ROOT, tiny_config
+
+CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
+SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
+
+
+def build(cfg, num_classes=2):
+  module = methods.load(cfg.method["name"])
+  options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"})
+  return module.build(options, Networks(cfg.network, num_classes), optim.sgd(cfg.optim, 10))
+
+
+def spec(cfg, channels=1):
+  half = lambda n: {"image": jax.ShapeDtypeStruct((n, *cfg.data.patch, channels), jnp.float32), "index": jax.ShapeDtypeStruct((n,), jnp.int32)}
+  labelled = {**half(cfg.train.batch_labelled), "label": jax.ShapeDtypeStruct((cfg.train.batch_labelled, *cfg.data.patch), jnp.int32)}
+  return {"labelled": labelled, "unlabelled": half(cfg.train.batch_unlabelled)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_builds_and_its_steps_keep_the_state(name):
+  raw = importlib.import_module(f"configs.{name}").get_config()
+  cfg = config.check(config.parse(Config, raw.to_dict()))
+  for group in (cfg.method, *cfg.compare.values()):
+    run = config.parse(Config, {**raw.to_dict(), "method": dict(group)})
+    method, batch = build(run), spec(run)
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    for phase, _ in run.train.phases:
+      new, metrics = jax.eval_shape(method.steps[phase], state, batch, jax.random.key(0))
+      assert SHAPE_OF(new) == SHAPE_OF(state)
+      assert "loss" in metrics and all(m.shape == () for m in metrics.values())
+    image = batch["labelled"]["image"]
+    for predict in (method.predict, *method.predict_also.values()):
+      assert jax.eval_shape(predict, state, image).shape == (*image.shape[:-1], 2)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_step_is_finite_deterministic_and_learns(name):
+  cfg = tiny_config(name)
+  experiment = open_experiment(cfg)
+  from ssl_jax import data
+
+  batch = next(data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=2, batch_unlabelled=2, start_step=0, num_steps=1))
+  state = jax.jit(experiment.init)(jax.random.key(0))
+  for step in experiment.method.steps.values():
+    step = jax.jit(step)
+    new, metrics = step(state, batch, jax.random.key(1))
+    again, _ = step(state, batch, jax.random.key(1))
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), new, again)))
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new.students, state.students)))
+    assert int(new.step) == 1
+  probabilities = experiment.method.predict(new, batch["labelled"]["image"])
+  np.testing.assert_allclose(np.sum(probabilities, -1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_no_gradient_reaches_the_teacher(name):
+  cfg = tiny_config(name)
+  method, batch = build(cfg), jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), spec(cfg))
+  state = method.init(jax.random.key(0), batch)
+  if not state.teacher:
+    return
+  for step in method.steps.values():
+    moved = lambda teacher: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(step(state.replace(teacher=teacher), batch, jax.random.key(1))[0].students))
+    gradient = jax.grad(moved)(state.teacher)
+    # the updated student may depend on the teacher through targets only, and targets carry no gradient
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_common_method_rejects_nothing_silently():
+  with pytest.raises(ValueError, match="did you mean 'tau'"):
+    group = common.method("crln")
+    options = {**group.to_dict(), "taw": 0.5}
+    options.pop("name")
+    config.parse(methods.load("crln").Options, options, "config.method")
+
+
+def test_importing_a_config_needs_no_data_and_starts_no_device():
+  code = "import configs.crln_la as c; c.get_config(); import jax._src.xla_bridge as b; assert not b._backends"
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

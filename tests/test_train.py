@@ -1,0 +1,199 @@
+"""The loop, end to end on phantoms: resume, devices, guards, errors a user meets."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax import train as train_module
+from ssl_jax.config import to_json
+from ssl_jax.evaluate import evaluate, restore, write_results
+from ssl_jax.experiment import open_experiment
+from ssl_jax.train import TrainingDiverged, compile_step, train
+from ssl_jax.types import Config, InputError
+from tests.helpers import ROOT, command, tiny_config, with_train
+
+
+def equal(a, b):
+  return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(np.array_equal(x, y, equal_nan=True)), jax.device_get(a), jax.device_get(b))))
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["supervised", "crln"])
+def test_resume_is_bit_identical(tmp_path, method):
+  cfg = tiny_config(method)
+  whole = train(open_experiment(cfg), tmp_path / "whole")
+
+  class Killed(Exception):
+    pass
+
+  experiment = open_experiment(cfg)
+  fetch, train_module._fetch = train_module._fetch, None
+
+  def fetch_or_die(pending, step):
+    if step == 6:
+      raise Killed
+    return fetch(pending, step)
+
+  train_module._fetch = fetch_or_die
+  try:
+    with pytest.raises(Killed):
+      train(experiment, tmp_path / "parts")
+  finally:
+    train_module._fetch = fetch
+  assert [line["step"] for line in lines(tmp_path / "parts")][-1] == 4
+  resumed = train(open_experiment(cfg), tmp_path / "parts")
+  assert equal(whole, resumed) and int(resumed.step) == 6
+
+
+def test_one_device_equals_eight():
+  cfg = with_train(tiny_config("crln"), batch_labelled=8, batch_unlabelled=8)
+  from ssl_jax import data
+  from ssl_jax.core import sharding
+
+  losses = {}
+  for count in (1, 8):
+    experiment = open_experiment(cfg)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:count]), ("data",))
+    experiment.__dict__["mesh"] = mesh
+    step, _ = compile_step(experiment, "train")
+    state = jax.jit(experiment.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+    batches = data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=8, batch_unlabelled=8, start_step=0, num_steps=4)
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    losses[count] = []
+    for batch in batches:
+      state, metrics = step(state, sharding.to_devices(batch, sharding.over_data(mesh)), key)
+      losses[count].append(float(metrics["loss"]))
+  np.testing.assert_allclose(losses[1], losses[8], rtol=2e-5)
+
+
+def test_mesh_takes_the_devices_that_divide_the_batch():
+  assert open_experiment(tiny_config("supervised")).mesh.size == 2
+  assert open_experiment(with_train(tiny_config("supervised"), batch_labelled=3)).mesh.size == 1
+
+
+def test_no_recompilation_after_the_first_step(tmp_path, caplog):
+  with jax.log_compiles():
+    train(open_experiment(tiny_config("mean_teacher")), tmp_path)
+  compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation of jit(step)")]
+  assert len(compiled) == 1
+
+
+def test_a_poisoned_batch_stops_with_step_and_term_and_leaves_a_sound_checkpoint(tmp_path, monkeypatch):
+  experiment = open_experiment(with_train(tiny_config("supervised"), log_every_steps=6))
+  to_devices, calls = train_module.sharding.to_devices, []
+
+  def poisoned(batch, sharding):
+    calls.append(1)
+    if len(calls) == 4:
+      batch["labelled"]["image"][0, 0, 0, 0] = np.nan
+    return to_devices(batch, sharding)
+
+  monkeypatch.setattr(train_module.sharding, "to_devices", poisoned)
+  with pytest.raises(TrainingDiverged, match=r"step 4: loss_supervised is nan"):
+    train(experiment, tmp_path)
+  monkeypatch.undo()
+  state = restore(open_experiment(experiment.cfg), tmp_path)
+  assert int(state.step) == 2 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.students))
+
+
+def test_a_folder_of_another_run_is_refused_by_key(tmp_path):
+  cfg = tiny_config("supervised")
+  train(open_experiment(cfg), tmp_path)
+  other = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=0.5))
+  with pytest.raises(InputError, match=r"config.optim.lr was 0.01, now 0.5"):
+    train(open_experiment(other), tmp_path)
+
+
+def test_evaluation_writes_tables_and_the_run_its_record(tmp_path):
+  experiment = open_experiment(with_train(tiny_config("crln"), eval_every_steps=3))
+  state = train(experiment, tmp_path)
+  results = evaluate(experiment, state)
+  write_results(results, tmp_path)
+  assert list(results) == ["student", "teacher"]
+  saved = json.loads((tmp_path / "results_student.json").read_text())
+  assert len(saved["cases"]) == 2 and {"dice", "jaccard", "hd95", "asd", "hd95_mm"} <= set(saved["cases"][0])
+  assert (tmp_path / "results_teacher.csv").read_text().startswith("case,dice")
+  record = json.loads((tmp_path / "run.json").read_text())
+  assert record["versions"]["jax"] == jax.__version__ and len(record["data"]["fingerprint"]) == 64
+  validated = [line for line in lines(tmp_path) if "student/dice" in line]
+  assert [line["step"] for line in validated] == [3, 6]
+  assert {"teacher/dice", "pseudo_before/dice_all", "pseudo_after/share_reliable"} <= set(validated[0])
+  best = dataclasses.replace(experiment.cfg, eval=dataclasses.replace(experiment.cfg.eval, select="best"))
+  assert int(restore(open_experiment(best), tmp_path).step) in (3, 6)
+
+
+def test_more_phases_than_one_run_in_order(tmp_path):
+  cfg = tiny_config("supervised")
+  cfg = with_train(cfg, phases=(("train", 2), ("train", 3)))
+  state = train(open_experiment(cfg), tmp_path)
+  assert int(state.step) == 5 and [line["step"] for line in lines(tmp_path) if "phase" in line] == [0, 2]
+
+
+def small_arguments(tmp_path, steps=6):
+  cfg = with_train(tiny_config("supervised"), phases=(("train", steps),))
+  file = tmp_path / "small.py"
+  file.write_text(f"import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict(json.loads({to_json(cfg)!r}))\n")
+  return [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_path):
+  arguments = small_arguments(tmp_path, steps=400)
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+  for number in (signal.SIGTERM, signal.SIGKILL):
+    process = subprocess.Popen([sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics, before = tmp_path / "run" / "metrics.jsonl", len(lines(tmp_path / "run")) if (tmp_path / "run").exists() else 0
+    while not metrics.exists() or len(lines(tmp_path / "run")) < before + 5:
+      time.sleep(0.2)
+      assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    code = process.wait(60)
+    assert code == (train_module.EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)
+  assert command(*arguments).returncode == 0
+  steps = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
+  assert steps[-1] == 400
+  whole = tmp_path / "whole"
+  assert command(arguments[0], f"--workdir={whole}").returncode == 0
+  last = lambda folder: [line["loss"] for line in lines(folder) if line.get("step") == 400 and "loss" in line]
+  assert last(tmp_path / "run") == last(whole)
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+  arguments = small_arguments(tmp_path)
+  for extra, message in (
+    (["--config.optim.lrr=1"], "config.optim.lrr: no such key; did you mean 'lr'?"),
+    (["--config.data.source=msd"], "configs/quickstart.py"),
+    (["--config.method.name=supervized"], "did you mean 'supervised'?"),
+    (["--config.data.num_labelled=0"], "num_labelled"),
+    (["--config.data.num_labelled=99"], "num_labelled"),
+    (["--config.data.patch=(20,20,20)", "--config.eval.stride=(8,8,8)"], "16"),
+    (["--config.optim.lr=fast"], "lr"),
+    (["--mode=predict"], "--input"),
+    (["--mode=eval"], "no checkpoints"),
+  ):
+    result = command(*arguments, *extra)
+    assert result.returncode == 2, (extra, result.stderr)
+    assert message in result.stderr and "Traceback" not in result.stderr, (extra, result.stderr)
+    assert not (tmp_path / "run").exists()
+  result = command("--config=nowhere.py")
+  assert result.returncode == 2 and "nowhere.py" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_config_survives_json(tmp_path):
+  from ssl_jax.config import from_json
+
+  cfg = tiny_config("crln")
+  (tmp_path / "config.json").write_text(to_json(cfg))
+  assert from_json(tmp_path / "config.json") == cfg
+  assert isinstance(cfg, Config)
