@@ -1,0 +1,1 @@
+"""Semi-supervised medical image segmentation in JAX: published methods behind one training loop."""

@@ -38,8 +38,8 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
   """Scores every predictor of the method on the evaluation scans.
 
   Returns:
-    Predictor name -> `{"method", "predictor", "select", "step", "seed", "split", "cases", "summary"}`; the first is what the paper evaluates. Distances are in
-    voxels of the evaluated grid, and in mm under `*_mm`.
+    Predictor name -> its result, the first being what the paper evaluates: `{"method", "predictor", "select", "step", "seed", "split",
+    "cases", "summary"}`. Distances are in voxels of the evaluated grid, and in mm under `*_mm`.
   """
   cfg, split = experiment.cfg, experiment.split
   names = split.evaluation[: cfg.eval.max_cases or None]
@@ -78,11 +78,12 @@ def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: st
     empty: see `metrics.case_metrics`.
 
   Returns:
-    Metric -> mean over the foreground classes, `empty` -> whether any class was predicted empty; with several classes also `<class>/<metric>`.
+    Metric -> mean over the foreground classes, `empty` -> whether any class was predicted empty; with several classes also
+    `<class>/<metric>`.
   """
   per_class = {}
   for value, name in enumerate(class_names[1:], start=1):
-    pred, true = label == value, case.label == value
+    pred, true = label == value, np.asarray(case.label) == value
     row = metrics.case_metrics(pred, true, empty=empty)
     mm = metrics.case_metrics(pred, true, spacing=case.spacing, empty=empty)
     per_class[name] = {**row, **{f"{k}_mm": mm[k] for k in ("hd95", "asd")}}
@@ -106,7 +107,8 @@ def write_results(results: Mapping[str, Mapping[str, Any]], workdir: Path) -> No
 def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str, float]:
   """Compares pseudo-labels with the hidden labels of a few unlabelled scans, where the data set has them.
 
-  One centred patch a scan. For every stage the method names (CRLN: before and after rectification): the share of reliable voxels, and the Dice of all and of
+  One centred patch a scan. For every stage the method names (CRLN: before and after rectification): the share of reliable voxels, and the
+  Dice of all and of
   reliable pseudo-labels against the foreground.
 
   Source: CRLN, Figs. 1 and 11.
@@ -117,10 +119,14 @@ def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str,
   hidden = [name for name in experiment.split.unlabelled if experiment.source.has_label(name)]
   for name in hidden[:_QUALITY_CASES]:
     case = experiment.source.load(name)
-    image, label = (_centre_patch(a, experiment.cfg.data.patch) for a in (case.image, case.label))
+    image, label = (_centre_patch(np.asarray(a), experiment.cfg.data.patch) for a in (case.image, case.label))
     for stage, (prob, reliable) in jax.device_get(experiment.pseudo_labels(state, image[None])).items():
       pseudo, true = np.argmax(prob[0], axis=-1) > 0, label > 0
-      values = {"share_reliable": float(np.mean(reliable)), "dice_all": metrics.dice(pseudo, true), "dice_reliable": metrics.dice(pseudo & reliable[0], true & reliable[0])}
+      values = {
+        "share_reliable": float(np.mean(reliable)),
+        "dice_all": metrics.dice(pseudo, true),
+        "dice_reliable": metrics.dice(pseudo & reliable[0], true & reliable[0]),
+      }
       for key, value in values.items():
         found.setdefault(f"pseudo_{stage}/{key}", []).append(value)
   return {key: float(np.mean(values)) for key, values in found.items()}

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssl_jax import config, data, methods
 from ssl_jax.core import optim, sharding
@@ -116,7 +115,9 @@ def record(experiment: Experiment, workdir: Path) -> None:
   if file.exists():
     difference = _first_difference(_fixed_part(json.loads(file.read_text())), _fixed_part(current), "config")
     if difference:
-      raise InputError(f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it")
+      raise InputError(
+        f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it"
+      )
   if jax.process_index() != 0:
     return
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -153,10 +154,12 @@ def _first_difference(old: Any, new: Any, where: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-  result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+  result = subprocess.run(
+    ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+  )
   return result.stdout.strip() or None
 
 
-def run_key(cfg: Config) -> np.ndarray:
+def run_key(cfg: Config) -> jax.Array:
   """Returns the run's random key; steps fold their number into it."""
   return jax.random.key(cfg.seed)

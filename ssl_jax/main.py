@@ -1,11 +1,11 @@
-"""Command line: `python -m ssl_jax.main --config=configs/crln_la.py [--mode=train|eval|predict] [--workdir=DIR] [--config.key=value ...]`."""
+"""Command line: `python -m ssl_jax.main --config=FILE [--mode=train|eval|predict] [--workdir=DIR] [--config.key=value ...]`."""
 
 import os
 import sys
 
 
 def _with_huge_pages() -> None:
-  """Starts the interpreter again with huge pages for malloc, worth a quarter of the step time on CPU; glibc reads the setting only at process start."""
+  """Starts the interpreter again with huge pages for malloc, a quarter of the step time on CPU; glibc reads the setting at start only."""
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
 
@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -30,7 +31,9 @@ from ssl_jax.types import Config, InputError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; override its keys with --config.a.b=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results. Default: runs/<config>_seed<seed>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "train: train, then evaluate; eval: the checkpoint; predict: new images.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "eval", "predict"], "train: train, then evaluate; eval: the checkpoint; predict: new images."
+)
 _INPUT = flags.DEFINE_string("input", None, "predict: a NIfTI file or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "predict: folder for the label maps.")
 
@@ -50,7 +53,7 @@ def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None 
   experiments: dict[Path, Experiment] = {folder: open_experiment(c) for folder, c in runs.items()}
   for experiment in experiments.values():
     _ = experiment.abstract_state  # refuse every bad option before the first method trains
-  results = []
+  results: list[dict[str, Any]] = []
   for folder, experiment in experiments.items():
     state = train(experiment, folder) if mode == "train" else None
     if state is None or experiment.cfg.eval.select != "last":
@@ -116,7 +119,7 @@ def main(argv: list[str]) -> int:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
       jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ssl_jax/compiled").expanduser()))
     cfg = _load_config(_WORKDIR.value)
-    name = Path(flags.FLAGS["config"].config_filename or "run").stem if _CONFIG.value is not None else "run"
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem if _CONFIG.value is not None else "run"
     run(cfg, Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}"), _MODE.value, _INPUT.value, _OUTPUT.value)
   except (InputError, TrainingDiverged) as error:
     print(f"error: {error}", file=sys.stderr)

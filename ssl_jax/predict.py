@@ -1,6 +1,7 @@
 """New images in, label maps out, in the geometry of the input."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -33,7 +34,7 @@ def predict(experiment: Experiment, state: TrainState, inputs: Path, output: Pat
   output.mkdir(parents=True, exist_ok=True)
   written = []
   for name in tqdm.tqdm(images.names, desc="predict", unit="scan"):
-    original = nib.load(images.files(name)[0])
+    original: Any = nib.load(images.files(name)[0])
     prob = np.asarray(segment(state, prepared.load(name).image))
     label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.downsample, original.shape[: prob.ndim - 1])
     mask = nib.Nifti1Image(label, original.affine)

@@ -80,7 +80,9 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`.
   """
   replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
-  step = jax.jit(experiment.method.steps[phase], donate_argnums=0, in_shardings=(replicated, over_data, replicated), out_shardings=replicated)
+  step = jax.jit(
+    experiment.method.steps[phase], donate_argnums=0, in_shardings=(replicated, over_data, replicated), out_shardings=replicated
+  )
   begin = time.perf_counter()
   try:
     lowered = step.lower(experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg)))
@@ -88,12 +90,23 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     raise InputError(str(error)) from error
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
-  peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes if memory else math.nan
+  peak = (
+    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    if memory
+    else math.nan
+  )
   return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
 
 
 def _run_phase(
-  experiment: Experiment, phase: str, state: TrainState, begin: int, end: int, writer: Writer, checkpoints: Checkpoints, stop: "_StopOnSignal"
+  experiment: Experiment,
+  phase: str,
+  state: TrainState,
+  begin: int,
+  end: int,
+  writer: Writer,
+  checkpoints: Checkpoints,
+  stop: "_StopOnSignal",
 ) -> TrainState:
   cfg = experiment.cfg
   step_fn, compile_facts = compile_step(experiment, phase)
@@ -145,7 +158,8 @@ def _fetch(pending: list[Metrics], last_step: int) -> dict[str, float]:
       if not math.isfinite(value):
         step = last_step - len(fetched) + offset + 1
         raise TrainingDiverged(
-          f"step {step}: {name} is {float(value)}; the last checkpoint is sound. Lower config.optim.lr, or look at the batch's scans for extreme intensities"
+          f"step {step}: {name} is {float(value)}; the last checkpoint is sound. "
+          "Lower config.optim.lr, or look at the batch's scans for extreme intensities"
         )
   return {name: float(value) for name, value in fetched[-1].items()}
 

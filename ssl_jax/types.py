@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -13,7 +13,8 @@ PyTree = Any
 Batch = Mapping[str, Mapping[str, Array]]
 """`{"labelled": {"image", "label", "index"}, "unlabelled": {"image", "index"}}`.
 
-`image: f32[B, *spatial, channels]`, `label: i32[B, *spatial]` with values 0..C-1, `index: i32[B]` is the case's position in the training list.
+`image: f32[B, *spatial, channels]`, `label: i32[B, *spatial]` with values 0..C-1, `index: i32[B]` is the case's position in the training
+  list.
 """
 Metrics = Mapping[str, Array]
 
@@ -51,7 +52,8 @@ class Method:
     steps: phase name -> `(state, batch, key) -> (state, metrics)`.
     predict: `(state, image f32[B, *spatial, channels]) -> f32[B, *spatial, C]` probabilities; what the paper evaluates.
     predict_also: further named predictors that a results table shows beside it, such as the teacher.
-    pseudo_labels: `(state, image) -> {stage: (probabilities, reliable bool[B, *spatial])}`, whose quality the evaluation hook measures against hidden labels;
+    pseudo_labels: `(state, image) -> {stage: (probabilities, reliable bool[B, *spatial])}`, whose quality the evaluation hook measures
+      against hidden labels;
       `None` when the method has none.
   """
 
@@ -96,9 +98,9 @@ class NetworkConfig:
 
   name: str = "vnet"
   width: int = 16
-  upsample: str = "transpose"  # transpose | trilinear | nearest
+  upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"
   dropout: float = 0.5
-  dtype: str = "float32"  # compute precision: float32 | bfloat16
+  dtype: Literal["float32", "bfloat16"] = "float32"  # compute precision; parameters, statistics and losses are f32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ class OptimConfig:
   lr: float = 0.01
   momentum: float = 0.9
   weight_decay: float = 1e-4
-  schedule: str = "constant"  # constant | poly
+  schedule: Literal["constant", "poly"] = "constant"
   poly_power: float = 0.9
 
 
@@ -132,8 +134,8 @@ class EvalConfig:
   stride: tuple[int, ...] = (18, 18, 4)  # voxels
   window_batch: int = 1
   max_cases: int = 0  # 0: all
-  empty: str = "published"  # distance of an empty prediction: published (0) | worst (the volume's diagonal)
-  select: str = "last"  # which checkpoint: last | best
+  empty: Literal["published", "worst"] = "published"  # distance of an empty prediction: 0, or the volume's diagonal
+  select: Literal["last", "best"] = "last"  # which checkpoint
   num_resamples: int = 100  # bootstrap
 
 
@@ -141,7 +143,8 @@ class EvalConfig:
 class Config:
   """One run. `method` and its options are checked by the method's own `Options`.
 
-  `compare` maps names to further `method` groups: when it is not empty, each is trained in turn at equal settings and one table shows them all.
+  `compare` maps names to further `method` groups: when it is not empty, each is trained in turn at equal settings and one table shows
+    them all.
   """
 
   seed: int

@@ -51,4 +51,6 @@ def with_train(cfg: Config, **changes) -> Config:
 def command(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
   """Runs `python -m ssl_jax.main` as a user would, on one device."""
   full = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}
-  return subprocess.run([sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=300, **options)
+  return subprocess.run(
+    [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=300, **options
+  )

@@ -29,7 +29,10 @@ def build(cfg, num_classes=2):
 
 
 def spec(cfg, channels=1):
-  half = lambda n: {"image": jax.ShapeDtypeStruct((n, *cfg.data.patch, channels), jnp.float32), "index": jax.ShapeDtypeStruct((n,), jnp.int32)}
+  half = lambda n: {
+    "image": jax.ShapeDtypeStruct((n, *cfg.data.patch, channels), jnp.float32),
+    "index": jax.ShapeDtypeStruct((n,), jnp.int32),
+  }
   labelled = {**half(cfg.train.batch_labelled), "label": jax.ShapeDtypeStruct((cfg.train.batch_labelled, *cfg.data.patch), jnp.int32)}
   return {"labelled": labelled, "unlabelled": half(cfg.train.batch_unlabelled)}
 
@@ -57,7 +60,9 @@ def test_a_step_is_finite_deterministic_and_learns(name):
   experiment = open_experiment(cfg)
   from ssl_jax import data
 
-  batch = next(data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=2, batch_unlabelled=2, start_step=0, num_steps=1))
+  batch = next(
+    data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=2, batch_unlabelled=2, start_step=0, num_steps=1)
+  )
   state = jax.jit(experiment.init)(jax.random.key(0))
   for step in experiment.method.steps.values():
     step = jax.jit(step)
@@ -79,7 +84,9 @@ def test_no_gradient_reaches_the_teacher(name):
   if not state.teacher:
     return
   for step in method.steps.values():
-    moved = lambda teacher: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(step(state.replace(teacher=teacher), batch, jax.random.key(1))[0].students))
+    moved = lambda teacher: sum(
+      jnp.sum(leaf) for leaf in jax.tree.leaves(step(state.replace(teacher=teacher), batch, jax.random.key(1))[0].students)
+    )
     gradient = jax.grad(moved)(state.teacher)
     # the updated student may depend on the teacher through targets only, and targets carry no gradient
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))

@@ -68,7 +68,9 @@ def test_one_device_equals_eight():
     experiment.__dict__["mesh"] = mesh
     step, _ = compile_step(experiment, "train")
     state = jax.jit(experiment.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
-    batches = data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=8, batch_unlabelled=8, start_step=0, num_steps=4)
+    batches = data.batches(
+      cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=8, batch_unlabelled=8, start_step=0, num_steps=4
+    )
     key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
     losses[count] = []
     for batch in batches:
@@ -143,7 +145,9 @@ def test_more_phases_than_one_run_in_order(tmp_path):
 def small_arguments(tmp_path, steps=6):
   cfg = with_train(tiny_config("supervised"), phases=(("train", steps),))
   file = tmp_path / "small.py"
-  file.write_text(f"import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict(json.loads({to_json(cfg)!r}))\n")
+  file.write_text(
+    f"import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict(json.loads({to_json(cfg)!r}))\n"
+  )
   return [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
 
 
@@ -152,7 +156,9 @@ def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_pat
   arguments = small_arguments(tmp_path, steps=400)
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   for number in (signal.SIGTERM, signal.SIGKILL):
-    process = subprocess.Popen([sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+      [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     metrics, before = tmp_path / "run" / "metrics.jsonl", len(lines(tmp_path / "run")) if (tmp_path / "run").exists() else 0
     while not metrics.exists() or len(lines(tmp_path / "run")) < before + 5:
       time.sleep(0.2)

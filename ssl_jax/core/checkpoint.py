@@ -55,7 +55,9 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     except (ValueError, KeyError) as error:
-      raise InputError(f"{self._folder / str(step)}: this checkpoint does not fit the configuration ({str(error).splitlines()[0]})") from error
+      raise InputError(
+        f"{self._folder / str(step)}: this checkpoint does not fit the configuration ({str(error).splitlines()[0]})"
+      ) from error
 
   def close(self) -> None:
     """Waits until everything is on disk."""

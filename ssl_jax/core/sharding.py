@@ -22,7 +22,8 @@ def data_mesh(batch_labelled: int, batch_unlabelled: int) -> Mesh:
   count = math.gcd(batches, jax.device_count())
   if jax.process_count() > 1 and count != jax.device_count():
     raise InputError(
-      f"config.train.batch_labelled, batch_unlabelled: {batch_labelled} and {batch_unlabelled} must be multiples of the {jax.device_count()} devices"
+      f"config.train.batch_labelled, batch_unlabelled: {batch_labelled} and {batch_unlabelled} must be multiples of "
+      f"the {jax.device_count()} devices"
     )
   return Mesh(np.asarray(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from ssl_jax.types import Array, Metrics, PyTree
 
-
 Term = Callable[[], Array | tuple[Array, Metrics]]
 
 
-def weighted_terms(weights: Mapping[str, float], terms: Mapping[str, Term], scale: Mapping[str, Array] | None = None) -> tuple[Array, Metrics]:
+def weighted_terms(
+  weights: Mapping[str, float], terms: Mapping[str, Term], scale: Mapping[str, Array] | None = None
+) -> tuple[Array, Metrics]:
   """Sums loss terms; a term whose static weight is 0 is never traced, so switching it off also saves its time.
 
   Args:
@@ -29,7 +30,8 @@ def weighted_terms(weights: Mapping[str, float], terms: Mapping[str, Term], scal
   unknown = set(weights) - set(terms)
   if unknown:
     raise ValueError(f"config.method.weights.{sorted(unknown)[0]}: no such loss term; known: {', '.join(sorted(terms))}")
-  total, metrics = jnp.float32(0.0), {}
+  total: Array = jnp.float32(0.0)
+  metrics: dict[str, Array] = {}
   for name, weight in weights.items():
     if weight:
       result = terms[name]()
@@ -39,20 +41,22 @@ def weighted_terms(weights: Mapping[str, float], terms: Mapping[str, Term], scal
   return total, {"loss": total, **metrics}
 
 
-def forward(network: Any, params: PyTree, stats: PyTree, image: Array, *, key: Array | None) -> tuple[Any, PyTree]:
+def forward(network: Any, params: PyTree, stats: PyTree, image: Array, *, key: Array | None, views: int = 1) -> tuple[Any, PyTree]:
   """Runs a network in training mode: batch statistics, and dropout when `key` is given.
 
   Args:
-    network: Flax module called as `network(image, train=True, dropout=...)`.
+    network: Flax module called as `network(image, train=True, dropout=..., views=...)`.
     params, stats: its parameters and running averages.
     image: f32[B, *spatial, channels].
     key: dropout key; `None` turns dropout off (an EMA teacher).
+    views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
 
   Returns:
     The network's output and its updated running averages.
   """
   rngs = None if key is None else {"dropout": key}
-  out, new = network.apply({"params": params, "batch_stats": stats}, image, train=True, dropout=key is not None, rngs=rngs, mutable=["batch_stats"])
+  settings = {"train": True, "dropout": key is not None, "views": views}
+  out, new = network.apply({"params": params, "batch_stats": stats}, image, **settings, rngs=rngs, mutable=["batch_stats"])
   return out, new["batch_stats"]
 
 

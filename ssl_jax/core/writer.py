@@ -21,7 +21,9 @@ class Writer:
       self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
       # a bar on a terminal, a line every 30 s in a log file
       interval = 0.5 if sys.stderr.isatty() else 30.0
-      self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=title, unit="step", mininterval=interval, maxinterval=interval, dynamic_ncols=True)
+      self._bar = tqdm.tqdm(
+        total=num_steps, initial=first_step, desc=title, unit="step", mininterval=interval, maxinterval=interval, dynamic_ncols=True
+      )
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes scalars of one step: numbers to TensorBoard, everything to the JSON lines."""

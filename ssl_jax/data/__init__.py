@@ -2,8 +2,9 @@
 
 from ssl_jax.data.case import Case, Source
 from ssl_jax.data.la import import_la
+from ssl_jax.data.msd import open_images
 from ssl_jax.data.pipeline import batches, fingerprint
-from ssl_jax.data.sources import open_source
+from ssl_jax.data.sources import open_source, prepare
 from ssl_jax.data.split import Split, make_split
 
-__all__ = ["Case", "Source", "Split", "batches", "fingerprint", "import_la", "make_split", "open_source"]
+__all__ = ["Case", "Source", "Split", "batches", "fingerprint", "import_la", "make_split", "open_images", "open_source", "prepare"]

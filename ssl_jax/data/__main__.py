@@ -32,7 +32,9 @@ def check(root: str) -> int:
       print(f"PROBLEM {name}: {error}")
       continue
     labelled += case.label is not None
-    counts = "no label" if case.label is None else f"voxels per class {np.bincount(case.label.ravel(), minlength=source.num_classes).tolist()}"
+    counts = (
+      "no label" if case.label is None else f"voxels per class {np.bincount(case.label.ravel(), minlength=source.num_classes).tolist()}"
+    )
     spacing = tuple(round(side, 3) for side in case.spacing)
     print(f"{name}: shape {case.image.shape[:-1]}, spacing {spacing} mm, {counts}")
   print(f"{labelled} labelled, {len(source.names) - labelled - problems} unlabelled, {problems} with problems")

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -141,10 +141,35 @@ def _list_nifti(folder: Path) -> list[Path]:
   return sorted(file for file in folder.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
 
 
+def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> MsdSource:
+  """Opens new images without labels, for prediction.
+
+  Args:
+    path: a NIfTI file, or a folder of them; with several channels `<case>_0000`, `<case>_0001`, … or one file whose last axis holds them.
+    channels: how many the network takes.
+    class_names: background first.
+
+  Returns: a `Source` whose `test_names` are the images.
+
+  Raises:
+    InputError: there is no such file or folder, or no image in it.
+  """
+  files = _list_nifti(path) if path.is_dir() else [path] if path.is_file() and path.name.endswith(_ENDINGS) else []
+  if not files:
+    raise InputError(f"--input: {path} is neither a NIfTI file (.nii, .nii.gz) nor a folder of them")
+  cases = _group(files, {}, channels)
+  return MsdSource((), tuple(cases), channels, class_names, cases)
+
+
 def _find_cases(root: Path, suffix: str, channels: int) -> dict[str, _Files]:
   labels = {_stem(file): file for file in _list_nifti(root / f"labels{suffix}")}
+  return _group(_list_nifti(root / f"images{suffix}"), labels, channels)
+
+
+def _group(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> dict[str, _Files]:
+  """Case name -> its image files in channel order and its label file."""
   grouped: dict[str, dict[int | None, Path]] = {}
-  for file in _list_nifti(root / f"images{suffix}"):
+  for file in files:
     stem = _stem(file)
     match = re.fullmatch(r"(.+)_(\d{4})", stem)
     # `_0000` counts channels, unless a label file has the same name: then it is part of the case's own name.
@@ -156,9 +181,9 @@ def _find_cases(root: Path, suffix: str, channels: int) -> dict[str, _Files]:
     wanted = [None] if None in images else list(range(channels))
     missing = [channel for channel in wanted if channel not in images]
     if missing:
-      raise InputError(f"{root / f'images{suffix}'}: case {name!r} lacks channel file {name}_{missing[0]:04d}{_ENDINGS[0]}")
+      raise InputError(f"{files[0].parent}: case {name!r} lacks channel file {name}_{missing[0]:04d}{_ENDINGS[0]}")
     if len(images) > len(wanted):
-      raise InputError(f"{root / f'images{suffix}'}: case {name!r} is there both with and without _0000; remove one")
+      raise InputError(f"{files[0].parent}: case {name!r} is there both with and without _0000; remove one")
     cases[name] = _Files(tuple(images[channel] for channel in wanted), labels.get(name))
   return cases
 

@@ -1,8 +1,8 @@
 """Synthetic atrium-like scans: deterministic, made in memory, hard enough that labels matter.
 
-A scan shows a body with lungs and five bright blood pools of similar intensity. Only one is labelled: the "atrium", a deformed ellipsoid with
-tubular veins. A neighbouring chamber touches it through a thin wall, a ventricle has a thick dark wall, two vessels run past. They keep
-one arrangement, but pose, size, shape, contrast, gain, offset, bias field and noise change from scan to scan.
+A scan shows a body with lungs and five bright blood pools of similar intensity. Only one is labelled: the "atrium", a deformed ellipsoid
+with tubular veins. A neighbouring chamber touches it through a thin wall, a ventricle has a thick dark wall, two vessels run past. They
+keep one arrangement, but pose, size, shape, contrast, gain, offset, bias field and noise change from scan to scan.
 """
 
 import dataclasses

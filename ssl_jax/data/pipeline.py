@@ -1,7 +1,8 @@
 """Two streams of weak views, labelled and unlabelled, as a pure function of the training step.
 
-Row r of the endless global sequence of a stream depends on (seed, stream, r) alone. Step t takes rows t·B .. (t+1)·B - 1, and process p of
-P the p-th contiguous share of them. So a run resumes by starting at its step, and neither the number of hosts nor of threads changes a voxel.
+Row r of the endless global sequence of a stream depends on (seed, stream, r) alone. Step t takes rows t·B .. (t+1)·B - 1, and process p
+of P the p-th contiguous share of them. So a run resumes by starting at its step, and neither the number of hosts nor of threads changes a
+voxel.
 """
 
 import dataclasses

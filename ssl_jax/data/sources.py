@@ -83,8 +83,13 @@ def open_source(cfg: DataConfig) -> CachedSource:
     raise unknown_name("data.source", cfg.source, _OPENERS)
   if cfg.normalise not in _NORMALISERS:
     raise unknown_name("data.normalise", cfg.normalise, _NORMALISERS)
+  return prepare(_OPENERS[cfg.source](cfg), cfg)
+
+
+def prepare(source: Source, cfg: DataConfig) -> CachedSource:
+  """Returns the source with every scan averaged over `cfg.downsample` voxels, then normalised, and kept in memory."""
   normalise = _NORMALISERS[cfg.normalise]
-  return CachedSource(_OPENERS[cfg.source](cfg), lambda case: normalise(downsample_case(case, cfg.downsample)))
+  return CachedSource(source, lambda case: normalise(downsample_case(case, cfg.downsample)))
 
 
 def _num_bytes(case: Case) -> int:

@@ -17,7 +17,7 @@ The authors published no code: every choice that the paper leaves open is a fiel
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,35 +49,35 @@ class Options:
     xi, xi_sampling: ξ is "fixed" [P, §4.2], or "uniform" in [0, 1] as eq. 13 says.
     temperature, anchors, negatives: of eqs. 9–14, per class [P].
     ema_decay, teacher_dropout: of the teacher [L], [D].
-    student_views: "joint": labelled and strong views share batch statistics [L]; "apart": each has its own and running averages follow the labelled view [D].
+    student_views: "joint": both views share batch statistics [L]; "apart": running averages follow the labelled one alone [D].
     unlabelled_ramp_steps: Gaussian ramp-up of ℓ_u and ℓ_cp; 0 is the paper [D].
   """
 
   weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"supervised": 1.0, "dim": 1.0, "unlabelled": 1.0, "cps": 1.0})
   groups: int = 16
-  spatial: str = "conv3"
-  integrate: str = "conv1"
+  spatial: Literal["conv3", "none"] = "conv3"
+  integrate: Literal["conv1", "sum"] = "conv1"
   cross_class: bool = True
-  mechanism: str = "learnable_mu"
-  rectify: str = "logits"
+  mechanism: Literal["learnable_mu", "fixed", "conv", "none"] = "learnable_mu"
+  rectify: Literal["logits", "probs"] = "logits"
   mu_init: float = 0.5
   rectify_from_step: int = 800
-  strong_view: str = "cutmix"
+  strong_view: Literal["cutmix", "centre_crop", "none"] = "cutmix"
   cutmix_alpha: float = 4.0
   centre_crop: float = 0.75
   noise: float = 0.2
   tau: float = 0.97
   tau_weak: float = 0.7
   soft_target: bool = False
-  positive: str = "unassertive"
+  positive: Literal["unassertive", "mean", "prototype"] = "unassertive"
   xi: float = 0.6
-  xi_sampling: str = "fixed"
+  xi_sampling: Literal["fixed", "uniform"] = "fixed"
   temperature: float = 0.5
   anchors: int = 256
   negatives: int = 512
   ema_decay: float = 0.99
   teacher_dropout: bool = False
-  student_views: str = "joint"
+  student_views: Literal["joint", "apart"] = "joint"
   unlabelled_ramp_steps: int = 0
 
 
@@ -93,16 +93,16 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     params, stats = init_network(network, keys[0], image)
     out = network.apply({"params": params, "batch_stats": stats}, jnp.zeros(image.shape), train=False)
     prototypes = 0.02 * jax.random.normal(keys[1], (networks.num_classes, options.groups, networks.prototype_width))  # [D]
-    student = {
-      "network": params,
-      "dim": dim.init(keys[2], prototypes, out.f2, out.f3)["params"],
-      "cps": cps_head.init(keys[3], out.f4)["params"],
-    }
+    dim_params, cps_params = dim.init(keys[2], prototypes, out.f2, out.f3)["params"], cps_head.init(keys[3], out.f4)["params"]
+    student = {"network": params, "dim": dim_params, "cps": cps_params}
     rectifying = rectifier.init(keys[4], out.logits, out.logits).get("params", {})
     opt = {"main": optimizer.init((student, prototypes)), "rectifier": optimizer.init(rectifying)}
-    teacher = jax.tree.map(jnp.copy, {"network": params, "dim": student["dim"], "prototypes": prototypes, "stats": stats})
+    teacher = jax.tree.map(jnp.copy, {"network": params, "dim": dim_params, "prototypes": prototypes, "stats": stats})
     return TrainState(jnp.int32(0), {"a": student, "rectifier": rectifying}, prototypes, {"a": stats}, opt, teacher, ())
 
+  view: dict[str, Any] = {"kind": options.strong_view, "alpha": options.cutmix_alpha, "crop": options.centre_crop, "noise": options.noise}
+  cps: dict[str, Any] = {"tau": options.tau, "temperature": options.temperature, "positive": options.positive}
+  cps |= {"num_anchors": options.anchors, "num_negatives": options.negatives}
   confident = lambda prob: jnp.max(prob, axis=-1) >= options.tau
 
   def correction(params: PyTree, prototypes: Array, out: Any) -> Array:
@@ -113,14 +113,14 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     teacher = state.teacher
     out, stats = forward(network, teacher["network"], teacher["stats"], image, key=key)
     before = jax.nn.softmax(out.logits)
-    rectified = rectifier.apply({"params": state.students["rectifier"]}, out.logits, correction(teacher["dim"], teacher["prototypes"], out))  # Eq. (8)
+    rectified = rectifier.apply(
+      {"params": state.students["rectifier"]}, out.logits, correction(teacher["dim"], teacher["prototypes"], out)
+    )  # Eq. (8)
     return before, jnp.where(state.step >= options.rectify_from_step, jax.nn.softmax(rectified), before), stats
 
   def student_views(params: PyTree, stats: PyTree, image_l: Array, image_s: Array, key: Array) -> tuple[Any, Any, PyTree]:
-    if options.student_views == "apart":
-      out_s, _ = forward(network, params, stats, image_s, key=jax.random.fold_in(key, 1))
-      return *forward(network, params, stats, image_l, key=key), out_s
-    out, stats = forward(network, params, stats, jnp.concatenate([image_l, image_s]), key=key)
+    images = jnp.concatenate([image_l, image_s])
+    out, stats = forward(network, params, stats, images, key=key, views=2 if options.student_views == "apart" else 1)
     return jax.tree.map(lambda a: a[: len(image_l)], out), stats, jax.tree.map(lambda a: a[len(image_l) :], out)
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -128,7 +128,6 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     key_of = lambda use: rng.key_for(key, state.step, use)
 
     before, after, stats_t = pseudo_labels(state, image_u, key_of("dropout_t") if options.teacher_dropout else None)
-    view = {"kind": options.strong_view, "alpha": options.cutmix_alpha, "crop": options.centre_crop, "noise": options.noise}
     image_s, prob_u, shown = strong_view(key_of("strong"), image_u, after, **view)
 
     def loss_fn(trainable):
@@ -146,12 +145,8 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
           reliable=jnp.concatenate([jnp.ones(label_l.shape, bool), shown & (jnp.max(prob_u, axis=-1) > options.tau_weak)]),
           prototypes=prototypes,
           project=apply("project"),
-          tau=options.tau,
-          num_anchors=options.anchors,
-          num_negatives=options.negatives,
-          temperature=options.temperature,
-          positive=options.positive,
           xi=None if options.xi_sampling == "uniform" else options.xi,
+          **cps,
         )
         return loss, {f"anchors_class{c}": anchors[c] for c in range(networks.num_classes)}
 
@@ -183,7 +178,8 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     averaged = ema.update({k: state.teacher[k] for k in learned}, learned, state.step, options.ema_decay)
     metrics |= {"loss_rectifier": loss_r, "confident_before": jnp.mean(confident(before)), "confident_after": jnp.mean(confident(after))}
     metrics |= {name: jnp.clip(value, 0.0, 1.0) for name, value in rectifying.items() if name == "mu"}
-    return state.replace(
+    return dataclasses.replace(
+      state,
       step=state.step + 1,
       students={"a": student, "rectifier": keep(optax.apply_updates(rectifying, updates), rectifying)},
       prototypes=prototypes,
@@ -197,5 +193,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     {"train": step},
     predict=lambda state, image: probabilities(network, state.students["a"]["network"], state.stats["a"], image),
     predict_also={"teacher": lambda state, image: probabilities(network, state.teacher["network"], state.teacher["stats"], image)},
-    pseudo_labels=lambda state, image: {k: (p, confident(p)) for k, p in zip(("before", "after"), pseudo_labels(state, image)[:2], strict=True)},
+    pseudo_labels=lambda state, image: {
+      k: (p, confident(p)) for k, p in zip(("before", "after"), pseudo_labels(state, image)[:2], strict=True)
+    },
   )

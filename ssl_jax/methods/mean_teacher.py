@@ -79,7 +79,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     updates, opt = optimizer.update(grads, state.opt, state.students)
     students = optax.apply_updates(state.students, updates)
     teacher = {"students": ema.update(state.teacher["students"], students, state.step, options.ema_decay), "stats": {"a": stats_t}}
-    return state.replace(step=state.step + 1, students=students, stats={"a": stats}, opt=opt, teacher=teacher), metrics
+    return dataclasses.replace(state, step=state.step + 1, students=students, stats={"a": stats}, opt=opt, teacher=teacher), metrics
 
   def predict(state: TrainState, image: Array) -> Array:
     return probabilities(network, state.students["a"], state.stats["a"], image)

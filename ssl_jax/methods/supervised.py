@@ -43,7 +43,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
     updates, opt = optimizer.update(grads, state.opt, state.students)
-    state = state.replace(step=state.step + 1, students=optax.apply_updates(state.students, updates), stats={"a": stats}, opt=opt)
+    state = dataclasses.replace(
+      state, step=state.step + 1, students=optax.apply_updates(state.students, updates), stats={"a": stats}, opt=opt
+    )
     return state, {"loss": loss, "loss_supervised": loss}
 
   def predict(state: TrainState, image: Array) -> Array:

@@ -53,7 +53,13 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-  """Doubles the resolution: transposed convolution of size and stride 2, or linear (corners aligned) or nearest interpolation and a convolution of size 3."""
+  """Doubles the resolution: transposed convolution of size and stride 2, or interpolation and a convolution of size 3.
+
+  Attributes:
+    features: output channels.
+    mode: "transpose", "trilinear" (corners aligned) or "nearest".
+    dtype: compute precision.
+  """
 
   features: int
   mode: str = "transpose"
@@ -78,8 +84,14 @@ class BatchNorm(nn.Module):
   relu: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    """Normalises [B, *spatial, C]: with the batch's statistics when `train`, which then enter the running averages if "batch_stats" is mutable."""
+  def __call__(self, x: Array, train: bool, views: int = 1) -> Array:
+    """Normalises [B, *spatial, C].
+
+    Args:
+      x: the batch.
+      train: by the batch's statistics, which then enter the running averages if "batch_stats" is mutable; else by the running averages.
+      views: parts of the batch with statistics of their own, see `norm.batch_norm`; the first alone enters the running averages.
+    """
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -89,11 +101,11 @@ class BatchNorm(nn.Module):
       gain = scale * jax.lax.rsqrt(running_var.value + norm.EPSILON)
       y = x * gain + (bias - running_mean.value * gain)
       return (jax.nn.relu(y) if self.relu else y).astype(x.dtype)
-    y, mean, var = norm.batch_norm(x, scale, bias, self.relu)
+    y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views)
     if self.is_mutable_collection("batch_stats"):
-      count = x.size // channels
-      running_mean.value = 0.9 * running_mean.value + 0.1 * mean
-      running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
+      count = x.size // channels // views
+      running_mean.value = 0.9 * running_mean.value + 0.1 * mean[0]
+      running_var.value = 0.9 * running_var.value + 0.1 * var[0] * (count / max(count - 1, 1))
     return y
 
 

@@ -49,7 +49,11 @@ class DIM(nn.Module):
     p = jnp.einsum("bqn,bnf->bqf", _softmax(m), dense(width, "value_f2")(r2))  # Eq. (4)
 
     r3 = tokens(f3, "conv_f3")
-    m = jnp.einsum("bqf,bnf->bqn", dense(width_3, "query_f3")(p), nn.Dense(width_3, use_bias=False, dtype=self.dtype, kernel_init=torch_uniform(width_3), name="key_f3")(r3)) / jnp.sqrt(width_3)  # Eq. (5)
+    m = jnp.einsum(
+      "bqf,bnf->bqn",
+      dense(width_3, "query_f3")(p),
+      nn.Dense(width_3, use_bias=False, dtype=self.dtype, kernel_init=torch_uniform(width_3), name="key_f3")(r3),
+    ) / jnp.sqrt(width_3)  # Eq. (5)
 
     m = m.reshape(batch, num_classes, groups, -1).swapaxes(2, 3).reshape(batch, num_classes, *half, groups)
     if self.cross_class:
@@ -71,7 +75,8 @@ class Rectifier(nn.Module):
   """Combines a prediction with 𝓜(x) into a better one (CRLN eq. 8 and Table 7).
 
   Attributes:
-    mechanism: "learnable_mu" (v3: one learned µ), "fixed" (v1: µ stays at `mu_init`), "conv" (v2: concatenation and a 3³ convolution), or "none".
+    mechanism: "learnable_mu" (v3: one learned µ), "fixed" (v1: µ stays at `mu_init`), "conv" (v2: concatenation and a 3³ convolution),
+      or "none".
     space: "logits": softmax(ȳ + (1−µ)𝓜) on logits; "probs": p + (1−µ) softmax 𝓜, renormalised.
     mu_init: first value of µ.
   """
@@ -88,7 +93,7 @@ class Rectifier(nn.Module):
     if self.mechanism == "conv":
       return Conv(logits.shape[-1], size=3, name="conv")(jnp.concatenate([logits, correction], axis=-1))
     if self.mechanism == "fixed":
-      share = 1.0 - self.mu_init  # Eq. (17)
+      share = jnp.float32(1.0 - self.mu_init)  # Eq. (17)
     elif self.mechanism == "learnable_mu":
       share = 1.0 - jnp.clip(self.param("mu", lambda _: jnp.float32(self.mu_init)), 0.0, 1.0)  # Eq. (8)
     else:
@@ -102,7 +107,8 @@ class Rectifier(nn.Module):
 class CPSHead(nn.Module):
   """Voxel features r = Conv1(Conv3(f4)) for collaborative positive supervision (CRLN §3.3).
 
-  Conv1 is linear, so callers project only what they draw: `context` gives Conv3(f4), `project` applies Conv1 to gathered rows or to a mean of rows.
+  Conv1 is linear, so callers project only what they draw: `context` gives Conv3(f4), `project` applies Conv1 to gathered rows or to a
+    mean of rows.
 
   Attributes:
     width: n, channels of f4.
@@ -115,6 +121,7 @@ class CPSHead(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self) -> None:
+    """Names the two convolutions."""
     self.conv3 = Conv(self.width, size=3, dtype=self.dtype)
     self.conv1 = Conv(self.features, size=1)
 

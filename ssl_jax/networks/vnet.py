@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from ssl_jax.networks.blocks import BatchNorm, Conv, Down, Up, channel_dropout
 from ssl_jax.types import Array
 
-_ENCODER_BLOCKS = (1, 2, 3, 3, 3)
-_DECODER_BLOCKS = (3, 3, 2, 1)
+ENCODER_BLOCKS = (1, 2, 3, 3, 3)
+DECODER_BLOCKS = (3, 3, 2, 1)
 
 
 class VNetOutput(NamedTuple):
-  """Logits f32[B, *spatial, C], decoder features of 4n, 2n and n channels at 1/4, 1/2 and full resolution, and the bottleneck's 16n at 1/16."""
+  """Logits f32[B, *spatial, C]; decoder features of 4n, 2n, n channels at 1/4, 1/2, full resolution; the bottleneck's 16n at 1/16."""
 
   logits: Array
   f2: Array
@@ -42,43 +42,46 @@ class VNet(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None) -> VNetOutput:
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> VNetOutput:
     """Segments images.
 
     Args:
       x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
       train: use batch statistics, and update running averages where "batch_stats" is mutable.
       dropout: whether channels are dropped; defaults to `train`.
+      views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
 
     Raises:
       ValueError: a side is no multiple of 16.
     """
     if any(side % 16 for side in x.shape[1:-1]):
       raise ValueError(f"config.data.patch: V-Net halves the image four times, so every side must be a multiple of 16; got {x.shape[1:-1]}")
+    if x.shape[0] % views:
+      raise ValueError(f"config.train.batch_labelled: {views} views need equal halves of the batch; got {x.shape[0]} images")
     dropout = train if dropout is None else dropout
     x = x.astype(self.dtype)
 
     def blocks(x: Array, count: int, features: int, name: str) -> Array:
       for i in range(count):
         x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
-        x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train)
+        x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train, views)
       return x
 
     skips = []
-    for level, count in enumerate(_ENCODER_BLOCKS):
+    for level, count in enumerate(ENCODER_BLOCKS):
       features = self.width * 2**level
       if level:
         skips.append(x)
         x = Down(features, dtype=self.dtype, name=f"encoder{level + 1}_down")(x)
-        x = BatchNorm(relu=True, name=f"encoder{level + 1}_down_norm")(x, train)
+        x = BatchNorm(relu=True, name=f"encoder{level + 1}_down_norm")(x, train, views)
       x = blocks(x, count, features, f"encoder{level + 1}")
     bottleneck = x = channel_dropout(self, x, self.dropout, dropout)
 
     features_of = {}
-    for level, count in enumerate(_DECODER_BLOCKS, start=1):
+    for level, count in enumerate(DECODER_BLOCKS, start=1):
       skip = skips.pop()
       x = Up(skip.shape[-1], mode=self.upsample, dtype=self.dtype, name=f"decoder{level}_up")(x)
-      x = BatchNorm(relu=True, name=f"decoder{level}_up_norm")(x, train)
+      x = BatchNorm(relu=True, name=f"decoder{level}_up_norm")(x, train, views)
       features_of[level] = x = blocks(x + skip, count, skip.shape[-1], f"decoder{level}")
     x = channel_dropout(self, x, self.dropout, dropout)
     logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)

@@ -20,7 +20,8 @@ def draw(key: Array, mask: Array, count: int) -> tuple[Array, Array]:
     count: number of draws.
 
   Returns:
-    `(index i32[count] into the flattened mask, valid bool[])`; without a True entry `valid` is False and the indices are arbitrary but in range.
+    `(index i32[count] into the flattened mask, valid bool[])`; without a True entry `valid` is False and the indices are arbitrary but in
+    range.
   """
   batch, voxels = mask.shape
   blocks = jnp.pad(mask, ((0, 0), (0, -voxels % _BLOCK))).reshape(batch, -1, _BLOCK)
@@ -101,7 +102,8 @@ def positive_supervision(
     xi: ξ of eq. 13; `None` draws it from U(0, 1) per class.
 
   Returns:
-    Mean over anchors and present classes, f32[]; a class without anchor, positive or negative does not count. And the share of the batch's voxels that are
+    Mean over anchors and present classes, f32[]; a class without anchor, positive or negative does not count. And the share of the
+    batch's voxels that are
     anchors of each class, f32[C].
 
   Source: CRLN, eqs. 9–14.

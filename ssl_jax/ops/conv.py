@@ -1,8 +1,9 @@
 """Convolutions of the segmentation networks, channels last, in two and three dimensions.
 
-GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients, so there a 3³ convolution
-is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of shifted copies per Winograd tap. Stride-2 pairs
-are a rearrangement and one matrix product everywhere. Small arrays take XLA's convolution on the CPU too: they gain nothing and compile faster.
+GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients.
+There a 3³ convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of
+shifted copies per tap. Stride-2 pairs are a rearrangement and one matrix product everywhere. Small arrays take XLA's convolution on
+the CPU too: they gain nothing and compile faster.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Winograd F(4, 3): four outputs of a 3-tap filter from six products. output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)); points 0, ±1, ±2, ∞.
+# Winograd F(4, 3): four outputs of a 3-tap filter from six products; points 0, ±1, ±2, ∞.
+# output = OUT · ((TAPS · input) ⊙ (KERNEL · filter))
 _TAPS = np.array(
-  [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]], np.float32
+  [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
+  np.float32,
 )
 _KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
 _OUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
@@ -73,7 +76,9 @@ def conv_down2(x: Array, w: Array) -> Array:
 
 
 def conv_up2(x: Array, w: Array) -> Array:
-  """Transposed convolution with kernel and stride 2, in PyTorch's orientation (`lax.conv_transpose` flips): one matrix product and depth to space.
+  """Transposed convolution with kernel and stride 2, in PyTorch's orientation (`lax.conv_transpose` flips).
+
+  One matrix product and depth to space.
 
   Args:
     x: [B, *spatial, in].
@@ -112,11 +117,12 @@ def _depth_taps(x: Array) -> tuple[list[Array], int]:
 
 def _winograd(x: Array, w: Array) -> Array:
   batch, depth, height, width, _ = x.shape
+  dtype, x, w = x.dtype, x.astype(jnp.float32), w.astype(jnp.float32)  # the transforms lose a digit, which bfloat16 cannot spare
   taps, groups = _depth_taps(x)
   flat = lambda a: a.reshape(batch * groups, height, width, -1)
   products = [_xla(flat(_combine(_TAPS[k], taps)), _combine(_KERNEL[k], tuple(w))) for k in range(6)]
   outputs = jnp.stack([_combine(_OUT[j], products).reshape(batch, groups, height, width, -1) for j in range(4)], axis=2)
-  return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth]
+  return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth].astype(dtype)
 
 
 def _few_columns(x: Array, w: Array) -> Array:
@@ -127,7 +133,7 @@ def _few_columns(x: Array, w: Array) -> Array:
   columns = jnp.concatenate([padded[:, :, :, k : k + width] for k in range(3)], axis=-1).reshape(-1, 3 * channels)
   y = (columns @ jnp.transpose(w, (2, 3, 0, 1, 4)).reshape(3 * channels, 9 * out)).reshape(batch, depth, height, width, 9, out)
   y = jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-  return sum(y[:, i : i + depth, j : j + height, :, 3 * i + j] for i in range(3) for j in range(3))
+  return jnp.sum(jnp.stack([y[:, i : i + depth, j : j + height, :, 3 * i + j] for i in range(3) for j in range(3)]), axis=0)
 
 
 def _first_layer(x: Array, w: Array) -> Array:
@@ -179,9 +185,10 @@ def _kernel_grad_2d(x: Array, grad: Array) -> Array:
 
 def _kernel_grad_3d(x: Array, grad: Array) -> Array:
   batch, depth, height, width, _ = x.shape
+  dtype, x, grad = x.dtype, x.astype(jnp.float32), grad.astype(jnp.float32)
   taps, groups = _depth_taps(x)
   padded = jnp.pad(grad, ((0, 0), (0, 4 * groups - depth), (0, 0), (0, 0), (0, 0)))
   parts = [lax.slice_in_dim(padded, j, j + 4 * groups - 3, stride=4, axis=1) for j in range(4)]
   flat = lambda a: a.reshape(batch * groups, height, width, -1)
   products = [_kernel_grad_2d(flat(_combine(_TAPS[k], taps)), flat(_combine(_OUT[:, k], parts))) for k in range(6)]
-  return jnp.stack([_combine(_KERNEL[:, i], products) for i in range(3)])
+  return jnp.stack([_combine(_KERNEL[:, i], products) for i in range(3)]).astype(dtype)

@@ -7,7 +7,8 @@ from jax import Array
 def upsample_linear(x: Array, corners_aligned: bool = True) -> Array:
   """Doubles every spatial side by linear interpolation.
 
-  Corners aligned: output i samples i (n − 1) / (2n − 1). Not aligned: (i + ½) / 2 − ½, clamped. Both need only two neighbours with fixed weights for
+  Corners aligned: output i samples i (n − 1) / (2n − 1). Not aligned: (i + ½) / 2 − ½, clamped. Both need only two neighbours with fixed
+    weights for
   even and for odd outputs, so the axes are blended and interleaved without a gather.
 
   Args:

@@ -2,18 +2,21 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ssl_jax import methods
+from ssl_jax import config, methods
+from ssl_jax.networks.blocks import BatchNorm, Conv, channel_dropout
 from ssl_jax.networks.dim import DIM, CPSHead, Rectifier
 from ssl_jax.networks.factory import Networks
+from ssl_jax.networks.vnet import VNetOutput
 from ssl_jax.ops import contrast, cutmix
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
-from ssl_jax.types import NetworkConfig
+from ssl_jax.types import InputError, NetworkConfig
 
 C, R, F, F3 = 3, 4, 8, 4
 RNG = np.random.default_rng(0)
@@ -172,7 +175,12 @@ def test_eq_13_unassertive_positive():
 def test_eq_14_info_nce():
   anchors, positive, negatives = normal(5, F), normal(F), normal(7, F)
   cos = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-  expected = np.mean([-np.log(np.exp(cos(a, positive) / 0.5) / (np.exp(cos(a, positive) / 0.5) + sum(np.exp(cos(a, n) / 0.5) for n in negatives))) for a in anchors])
+  expected = np.mean(
+    [
+      -np.log(np.exp(cos(a, positive) / 0.5) / (np.exp(cos(a, positive) / 0.5) + sum(np.exp(cos(a, n) / 0.5) for n in negatives)))
+      for a in anchors
+    ]
+  )
   np.testing.assert_allclose(contrast.info_nce(anchors, positive, negatives, 0.5), expected, rtol=1e-5)
 
 
@@ -183,7 +191,9 @@ def test_eqs_9_to_14_together(positive):
   label, reliable = np.array([0, 1, 0, 2]).reshape(1, 2, 2, 1), np.array([1, 1, 0, 0], bool).reshape(1, 2, 2, 1)
   prob = np.full((1, 2, 2, 1, C), 1 / 3, np.float32)
   settings = {"tau": 0.9, "num_anchors": 3, "num_negatives": 2, "temperature": 0.5, "positive": positive}
-  found, share = jax.jit(lambda *a: contrast.positive_supervision(jax.random.key(0), *a, prototypes, project, **settings))(context, prob, label, reliable)
+  found, share = jax.jit(lambda *a: contrast.positive_supervision(jax.random.key(0), *a, prototypes, project, **settings))(
+    context, prob, label, reliable
+  )
   r = project(context.reshape(-1, 5))
   losses = []
   for c, (own, other) in enumerate([(0, 1), (1, 0)]):  # class 2 is not reliable anywhere: it does not count
@@ -227,21 +237,46 @@ def test_cutmix_box_and_mixture():
   assert (np.asarray(masks).std(axis=-1) == 0).all()  # over all of Z
   rows, columns = np.asarray(masks).any(3).any(3)[..., 0], np.asarray(masks).any(2).any(3)
   assert abs(np.asarray(masks).mean() - 0.5) < 0.02  # E[1 − λ] = ½
-  np.testing.assert_allclose(np.asarray(masks[..., 0]).sum((2, 3)), np.asarray(masks[..., 0]).any(3).sum(2) * np.asarray(masks[..., 0]).any(2).sum(2))
+  np.testing.assert_allclose(
+    np.asarray(masks[..., 0]).sum((2, 3)), np.asarray(masks[..., 0]).any(3).sum(2) * np.asarray(masks[..., 0]).any(2).sum(2)
+  )
   image = normal(2, 32, 24, 4, 1)
   mixed = cutmix.mix(masks[0], image, jnp.array([1, 0]))
   np.testing.assert_array_equal(mixed, np.where(masks[0][..., None], image[::-1], image))
   del rows, columns
 
 
+class Pyramid(nn.Module):
+  """Stands in for the V-Net: the same outputs from one layer each, so that a step compiles in a second."""
+
+  @nn.compact
+  def __call__(self, x, *, train, dropout=None, views=1):
+    f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
+    f4 = channel_dropout(self, f4, 0.5, bool(dropout))
+    pooled = lambda size: nn.avg_pool(f4, (size,) * 3, (size,) * 3)
+    f3, f2 = Conv(4, size=1)(pooled(2)), Conv(8, size=1)(pooled(4))
+    return VNetOutput(Conv(2, size=1)(f4), f2, f3, f4, f2)
+
+
+class SmallNetworks(Networks):
+  def backbone(self, **changes):
+    return Pyramid()
+
+
 def tiny(**changes):
   options = dataclasses.replace(methods.load("crln").Options(groups=2, anchors=8, negatives=8), **changes)
-  networks = Networks(NetworkConfig(width=2), num_classes=2)
+  networks = SmallNetworks(NetworkConfig(width=2), num_classes=2)
   method = methods.load("crln").build(options, networks, optax.sgd(0.1))
   image = lambda seed: jax.random.normal(jax.random.key(seed), (2, 16, 16, 16, 1))
   label = (image(1)[..., 0] > 0).astype(jnp.int32)
-  batch = {"labelled": {"image": image(1), "label": label, "index": jnp.arange(2)}, "unlabelled": {"image": image(2), "index": jnp.arange(2)}}
-  return method, method.init(jax.random.key(0), batch), batch
+  batch = {
+    "labelled": {"image": image(1), "label": label, "index": jnp.arange(2)},
+    "unlabelled": {"image": image(2), "index": jnp.arange(2)},
+  }
+  state = method.init(jax.random.key(0), batch)
+  state = dataclasses.replace(state, prototypes=50 * state.prototypes)  # untrained prototypes hardly correct anything
+  state.teacher["prototypes"] = 50 * state.teacher["prototypes"]
+  return method, state, batch
 
 
 def test_eq_16_mu_takes_its_own_step():
@@ -249,13 +284,18 @@ def test_eq_16_mu_takes_its_own_step():
   new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(5))
   moved = lambda mu: float(new.students["rectifier"]["mu"]) - mu
   # a finite difference of eq. 16 with the same prediction and correction: rebuilt from the step's own loss by moving µ
-  loss_at = lambda mu: float(jax.jit(method.steps["train"])(state.replace(students={**state.students, "rectifier": {"mu": jnp.float32(mu)}}), batch, jax.random.key(5))[1]["loss_rectifier"])
+  loss_at = lambda mu: float(
+    jax.jit(method.steps["train"])(
+      dataclasses.replace(state, students={**state.students, "rectifier": {"mu": jnp.float32(mu)}}), batch, jax.random.key(5)
+    )[1]["loss_rectifier"]
+  )
   slope = (loss_at(0.6) - loss_at(0.4)) / 0.2
+  assert abs(moved(0.5)) > 1e-5
   np.testing.assert_allclose(moved(0.5), -0.1 * slope, rtol=0.02)
   # and µ changes no other parameter within the step unless it changes pseudo-labels: with τ > 1 nothing is confident
   method, state, batch = tiny(rectify_from_step=0, tau=1.1, tau_weak=1.1)
   step = jax.jit(method.steps["train"])
-  other = state.replace(students={**state.students, "rectifier": {"mu": jnp.float32(0.9)}})
+  other = dataclasses.replace(state, students={**state.students, "rectifier": {"mu": jnp.float32(0.9)}})
   a, b = step(state, batch, jax.random.key(5))[0], step(other, batch, jax.random.key(5))[0]
   assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a.students["a"], b.students["a"])))
 
@@ -295,14 +335,23 @@ def test_every_term_reaches_its_parameters():
     changed = lambda a, b: any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b)))
     parts = {k: changed(new.students["a"][k], state.students["a"][k]) for k in ("network", "dim", "cps")}
     reached[term] = {k for k, v in {**parts, "prototypes": changed(new.prototypes, state.prototypes)}.items() if v}
-  assert reached == {"supervised": {"network"}, "dim": {"network", "dim", "prototypes"}, "unlabelled": {"network"}, "cps": {"network", "cps"}}
+  assert reached == {
+    "supervised": {"network"},
+    "dim": {"network", "dim", "prototypes"},
+    "unlabelled": {"network"},
+    "cps": {"network", "cps"},
+  }
 
 
 @pytest.mark.parametrize(
   "changes",
-  [{"mechanism": "conv"}, {"mechanism": "none"}, {"mechanism": "fixed"}, {"rectify": "probs"}, {"strong_view": "centre_crop"}, {"student_views": "apart"},
-   {"xi_sampling": "uniform"}, {"teacher_dropout": True}, {"soft_target": True}, {"unlabelled_ramp_steps": 10}],
-)  # fmt: skip
+  [
+    {"mechanism": "conv", "strong_view": "centre_crop"},
+    {"mechanism": "none", "student_views": "apart", "teacher_dropout": True},
+    {"mechanism": "fixed", "xi_sampling": "uniform"},
+    {"rectify": "probs", "soft_target": True, "unlabelled_ramp_steps": 10},
+  ],
+)
 def test_switches_run(changes):
   method, state, batch = tiny(rectify_from_step=0, **changes)
   new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(0))
@@ -310,8 +359,13 @@ def test_switches_run(changes):
   assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
 
 
-@pytest.mark.parametrize("changes", [{"mechanism": "learned"}, {"strong_view": "cut"}, {"positive": "mr"}, {"weights": {"consistency": 1.0}}])
-def test_unknown_switch_values_raise(changes):
-  with pytest.raises(ValueError, match="config.method"):
-    method, state, batch = tiny(**changes)
+@pytest.mark.parametrize("key", ["mechanism", "strong_view", "positive", "spatial", "integrate", "rectify", "xi_sampling", "student_views"])
+def test_unknown_switch_values_raise(key):
+  with pytest.raises(InputError, match=f"config.method.{key}: no 'nonsense'; known"):
+    config.parse(methods.load("crln").Options, {key: "nonsense"}, "config.method")
+
+
+def test_unknown_loss_term_raises():
+  method, state, batch = tiny(weights={"consistency": 1.0})
+  with pytest.raises(ValueError, match="config.method.weights.consistency: no such loss term; known: cps, dim, supervised, unlabelled"):
     jax.eval_shape(method.steps["train"], state, batch, jax.random.key(0))

@@ -1,0 +1,64 @@
+"""The V-Net of `ssl_jax.networks.vnet` in plain PyTorch, with the training step of `methods/supervised`: the peer of the step-time benchmark."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def _unit(convolution: nn.Module, features: int) -> nn.Sequential:
+  return nn.Sequential(convolution, nn.BatchNorm3d(features), nn.ReLU(inplace=True))
+
+
+def _blocks(count: int, channels: int, features: int) -> nn.Sequential:
+  return nn.Sequential(*(_unit(nn.Conv3d(channels if i == 0 else features, features, 3, padding=1), features) for i in range(count)))
+
+
+class VNet(nn.Module):
+  def __init__(self, num_classes: int = 2, width: int = 16, channels: int = 1, dropout: float = 0.5):
+    super().__init__()
+    widths = [width * 2**level for level in range(5)]
+    self.encoder = nn.ModuleList(
+      _blocks(n, channels if i == 0 else w, w) for i, (n, w) in enumerate(zip((1, 2, 3, 3, 3), widths, strict=True))
+    )
+    self.down = nn.ModuleList(_unit(nn.Conv3d(w, 2 * w, 2, stride=2), 2 * w) for w in widths[:-1])
+    self.up = nn.ModuleList(_unit(nn.ConvTranspose3d(2 * w, w, 2, stride=2), w) for w in widths[-2::-1])
+    self.decoder = nn.ModuleList(_blocks(n, w, w) for n, w in zip((3, 3, 2, 1), widths[-2::-1], strict=True))
+    self.dropout = nn.Dropout3d(dropout)
+    self.output = nn.Conv3d(width, num_classes, 1)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    skips = []
+    for level, blocks in enumerate(self.encoder):
+      if level:
+        skips.append(x)
+        x = self.down[level - 1](x)
+      x = blocks(x)
+    x = self.dropout(x)
+    for up, blocks in zip(self.up, self.decoder, strict=True):
+      x = blocks(up(x) + skips.pop())
+    return self.output(self.dropout(x))
+
+
+def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+  prob = logits.softmax(1)
+  target = functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(prob.dtype)
+  axes = tuple(range(2, prob.ndim))
+  dice = 1 - (2 * (prob * target).sum(axes) + 1e-5) / (prob.sum(axes) + target.sum(axes) + 1e-5)
+  return 0.5 * (functional.cross_entropy(logits, label) + dice.mean())
+
+
+def training_step(shape: tuple[int, ...], batch: int, width: int):
+  """Returns a function that takes one step on fixed random data and returns the loss."""
+  torch.manual_seed(0)
+  network = VNet(width=width)
+  optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+  image, label = torch.randn(batch, 1, *shape), torch.randint(0, 2, (batch, *shape))
+
+  def step() -> float:
+    optimizer.zero_grad()
+    loss = ce_dice(network(image), label)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+  return step

@@ -1,0 +1,188 @@
+"""Convolutions, BatchNorm and interpolation: every formulation against XLA's plain one, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ssl_jax.ops import conv, norm, resize
+
+SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def plain_conv3(x, w):
+  return lax.conv_general_dilated(x, w, (1,) * (x.ndim - 2), "SAME", dimension_numbers=SPEC[x.ndim])
+
+
+def plain_down2(x, w):
+  return lax.conv_general_dilated(x, w, (2,) * (x.ndim - 2), "VALID", dimension_numbers=SPEC[x.ndim])
+
+
+def plain_up2(x, w):
+  flipped = jnp.flip(w, range(x.ndim - 2))
+  return lax.conv_transpose(x, flipped, (2,) * (x.ndim - 2), "VALID", dimension_numbers=SPEC[x.ndim])
+
+
+def values_and_gradients(function, x, w):
+  y, pull = jax.vjp(function, x, w)
+  return y, *pull(normal(9, *y.shape, dtype=y.dtype))
+
+
+def assert_same(function, plain, x, w, tolerance=2e-5):
+  ours, theirs = jax.jit(lambda x, w: values_and_gradients(function, x, w))(x, w), values_and_gradients(plain, x, w)
+  for name, a, b in zip(("value", "input gradient", "kernel gradient"), ours, theirs, strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype, name
+    a, b = np.float32(a), np.float32(b)
+    assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), name
+
+
+@pytest.fixture
+def always_fast(monkeypatch):
+  """The CPU's formulations for arrays of any size."""
+  monkeypatch.setattr(conv, "_SMALL", 0)
+
+
+CASES = {
+  "even": ((2, 8, 12, 10), 4, 6),
+  "odd": ((2, 7, 9, 5), 3, 5),
+  "depth below a Winograd group": ((1, 2, 5, 6), 4, 4),
+  "depth of one": ((1, 1, 4, 4), 2, 3),
+  "large slices, scanned": ((1, 5, 23, 24), 4, 8),
+  "wide channels": ((1, 4, 4, 5), 40, 36),
+  "two columns": ((1, 5, 4, 2), 8, 4),
+  "one row": ((2, 4, 1, 6), 3, 4),
+  "one channel": ((2, 6, 7, 8), 1, 4),
+  "one channel, two columns": ((1, 5, 6, 2), 1, 4),
+  "to one channel": ((1, 6, 7, 8), 4, 1),
+  "2D": ((2, 11, 9), 3, 4),
+  "2D, large": ((2, 30, 31), 4, 6),
+  "2D, two columns": ((1, 6, 2), 5, 3),
+  "2D, one channel": ((2, 10, 12), 1, 4),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv3(case, always_fast):
+  (batch, *spatial), channels, out = CASES[case]
+  assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
+
+
+@pytest.mark.parametrize("case", ["even", "one channel", "2D"])
+def test_conv3_small_arrays_take_the_plain_convolution(case):
+  (batch, *spatial), channels, out = CASES[case]
+  x, w = normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out)
+  assert (
+    "winograd" not in str(jax.make_jaxpr(conv.conv3)(x, w)) and str(jax.make_jaxpr(conv.conv3)(x, w)).count("conv_general_dilated") == 1
+  )
+  assert_same(conv.conv3, plain_conv3, x, w, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("case", ["even", "large slices, scanned", "two columns", "one channel", "2D"])
+def test_conv3_bfloat16(case, always_fast):
+  """Against float32 on the same rounded numbers: nothing but the result is rounded."""
+  (batch, *spatial), channels, out = CASES[case]
+  x = normal(0, batch, *spatial, channels, dtype=jnp.bfloat16)
+  w = normal(1, *(3,) * len(spatial), channels, out, dtype=jnp.bfloat16)
+  exact = lambda x, w: plain_conv3(x.astype(jnp.float32), w.astype(jnp.float32)).astype(jnp.bfloat16)
+  assert_same(conv.conv3, exact, x, w, tolerance=2**-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("spatial", [(4, 6, 8), (2, 2, 2), (6, 10)])
+def test_stride_two(spatial, dtype):
+  tolerance = 2e-6 if dtype == jnp.float32 else 2**-7
+  x, w = normal(0, 2, *spatial, 3, dtype=dtype), normal(1, *(2,) * len(spatial), 3, 5, dtype=dtype)
+  assert_same(conv.conv_down2, plain_down2, x, w, tolerance)
+  assert_same(conv.conv_up2, plain_up2, x, w, tolerance)
+
+
+def test_down_is_the_adjoint_of_up():
+  x, y, w = normal(0, 1, 4, 6, 8, 3), normal(1, 1, 2, 3, 4, 5), normal(2, 2, 2, 2, 3, 5)
+  np.testing.assert_allclose(jnp.vdot(conv.conv_down2(x, w), y), jnp.vdot(x, conv.conv_up2(y, jnp.swapaxes(w, -1, -2))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [conv.conv3, conv.conv_down2, conv.conv_up2])
+def test_vmap(function, always_fast):
+  size = 3 if function is conv.conv3 else 2
+  x, w = normal(0, 3, 2, 4, 6, 8, 3), normal(1, size, size, size, 3, 5)
+  together = jax.vmap(function, (0, None))(x, w)
+  np.testing.assert_allclose(together, jnp.stack([function(a, w) for a in x]), atol=1e-4)
+
+
+def plain_batch_norm(x, scale, bias, relu):
+  axes = tuple(range(x.ndim - 1))
+  mean, var = x.mean(axes), x.var(axes)
+  y = scale * (x - mean) / jnp.sqrt(var + 1e-5) + bias
+  return jnp.maximum(y, 0) if relu else y
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (3, 9, 8, 4), (2, 1, 1, 1, 3)])
+def test_batch_norm(shape, relu):
+  x, scale, bias = 2 * normal(0, *shape) + 1, 1 + 0.3 * normal(1, shape[-1]), 0.3 * normal(2, shape[-1])
+  y, mean, var = norm.batch_norm(x, scale, bias, relu)
+  axes = tuple(range(len(shape) - 1))
+  np.testing.assert_allclose(mean, np.mean(x, axes), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(var, np.var(x, axes), rtol=1e-4)
+  np.testing.assert_allclose(y, plain_batch_norm(x, scale, bias, relu), atol=2e-5)
+  weight = normal(3, *shape)
+  gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a, relu) ** 2), (0, 1, 2)))(x, scale, bias)
+  for ours, plain in zip(gradient(lambda *a: norm.batch_norm(*a)[0]), gradient(plain_batch_norm), strict=True):
+    np.testing.assert_allclose(ours, plain, atol=2e-4 * np.abs(plain).max() + 1e-6)
+
+
+def test_batch_norm_of_a_constant_channel_is_the_bias():
+  """The variance of a large constant rounds to a negative number before it is clamped."""
+  x = jnp.full((1, 9, 9, 9, 2), 3333.3)
+  y, _, var = norm.batch_norm(x, jnp.ones(2), jnp.array([0.0, 0.5]), False)
+  assert (var >= 0).all() and jnp.isfinite(y).all()
+
+
+def test_batch_norm_bfloat16_keeps_statistics_in_float32():
+  x = normal(0, 2, 16, 16, 16, 4, dtype=jnp.bfloat16) + jnp.bfloat16(0.5)
+  y, mean, var = norm.batch_norm(x, jnp.ones(4), jnp.zeros(4), True)
+  assert y.dtype == jnp.bfloat16 and mean.dtype == var.dtype == jnp.float32
+  np.testing.assert_allclose(mean, np.mean(np.float32(x), (0, 1, 2, 3)), atol=1e-5)
+  np.testing.assert_allclose(var, np.var(np.float32(x), (0, 1, 2, 3)), rtol=1e-4)
+  assert jax.grad(lambda x: jnp.sum(norm.batch_norm(x, jnp.ones(4), jnp.zeros(4), True)[0].astype(jnp.float32)))(x).dtype == jnp.bfloat16
+
+
+def linear_1d(n, corners_aligned):
+  """The matrix [2n, n] of doubling by linear interpolation, from the definition of the sample positions."""
+  i = np.arange(2 * n)
+  position = i * (n - 1) / (2 * n - 1) if corners_aligned else np.clip((i + 0.5) / 2 - 0.5, 0, n - 1)
+  low = np.minimum(np.floor(position).astype(int), n - 1)
+  high, share = np.minimum(low + 1, n - 1), position - low
+  matrix = np.zeros((2 * n, n))
+  np.add.at(matrix, (i, low), 1 - share)
+  np.add.at(matrix, (i, high), share)
+  return matrix
+
+
+@pytest.mark.parametrize("corners_aligned", [True, False])
+@pytest.mark.parametrize("spatial", [(3, 4, 5), (1, 2, 1), (5, 6)])
+def test_upsample_linear(spatial, corners_aligned):
+  expected = x = normal(0, 2, *spatial, 3)
+  for axis, n in enumerate(spatial, start=1):
+    expected = np.moveaxis(np.tensordot(linear_1d(n, corners_aligned), expected, (1, axis)), 0, axis)
+  np.testing.assert_allclose(resize.upsample_linear(x, corners_aligned), expected, atol=1e-5)
+
+
+def test_upsample_linear_by_hand():
+  """PyTorch: interpolate([0, 1, 2], scale_factor=2, mode="linear")."""
+  x = jnp.array([0.0, 1.0, 2.0]).reshape(1, 3, 1)
+  np.testing.assert_allclose(resize.upsample_linear(x)[0, :, 0], [0, 0.4, 0.8, 1.2, 1.6, 2.0], atol=1e-6)
+  np.testing.assert_allclose(resize.upsample_linear(x, corners_aligned=False)[0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spatial", [(2, 3, 4), (3, 2)])
+def test_upsample_nearest(spatial):
+  expected = x = normal(0, 2, *spatial, 3)
+  for axis in range(1, x.ndim - 1):
+    expected = np.repeat(expected, 2, axis)
+  np.testing.assert_array_equal(resize.upsample_nearest(x), expected)
