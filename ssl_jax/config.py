@@ -59,15 +59,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if len(args) != len(items):
       raise InputError(f"{where}: expected {len(args)} items, got {value!r}")
     return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items, strict=True)))
+  if origin is typing.Literal:
+    if value not in typing.get_args(hint):
+      raise InputError(f"{where}: no {value!r}; {nearest(str(value), typing.get_args(hint))}")
+    return value
   if origin is not None and issubclass(origin, Mapping):
     if not isinstance(value, Mapping):
       raise InputError(f"{where}: expected a group of keys, got {value!r}")
     item = typing.get_args(hint)[1] if typing.get_args(hint) else Any
     return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
-  if origin is typing.Literal:
-    if value not in typing.get_args(hint):
-      raise InputError(f"{where}: no {value!r}; {nearest(str(value), typing.get_args(hint))}")
-    return value
   if hint is Any:
     return value
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
