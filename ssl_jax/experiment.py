@@ -84,8 +84,12 @@ class Experiment:
       raise InputError(str(error)) from error
 
 
-def open_experiment(cfg: Config) -> Experiment:
+def open_experiment(cfg: Config, images: data.Source | None = None) -> Experiment:
   """Opens the data and builds the method.
+
+  Args:
+    cfg: the configuration.
+    images: what to predict instead of the configuration's data, which then need not be there.
 
   Raises:
     InputError: whatever is wrong with configuration or data, before anything is compiled.
@@ -93,8 +97,8 @@ def open_experiment(cfg: Config) -> Experiment:
   config.check(cfg)
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"}, "config.method")
-  source = data.open_source(cfg.data)
-  split = data.make_split(cfg.data, source)
+  source = images or data.open_source(cfg.data)
+  split = data.Split((), (), source.names, "images") if images else data.make_split(cfg.data, source)
   steps = sum(n for _, n in cfg.train.phases)
   method = module.build(options, Networks(cfg.network, source.num_classes), optim.sgd(cfg.optim, steps))
   for name, _ in cfg.train.phases:

@@ -50,6 +50,8 @@ def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None 
       raise InputError(f"--mode=predict needs one method: name one of the folders {', '.join(map(str, runs))} as --workdir")
     if not input_path or not output:
       raise InputError("--mode=predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
+    predict(cfg, workdir, Path(input_path), Path(output))
+    return
   experiments: dict[Path, Experiment] = {folder: open_experiment(c) for folder, c in runs.items()}
   for experiment in experiments.values():
     _ = experiment.abstract_state  # refuse every bad option before the first method trains
@@ -58,9 +60,6 @@ def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None 
     state = train(experiment, folder) if mode == "train" else None
     if state is None or experiment.cfg.eval.select != "last":
       state = restore(experiment, folder)
-    if mode == "predict":
-      predict(experiment, state, Path(str(input_path)), Path(str(output)))
-      return
     found = evaluate(experiment, state)
     write_results(found, folder)
     results += found.values()

@@ -1,5 +1,6 @@
 """New images in, label maps out, in the geometry of the input."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,17 @@ import numpy as np
 import tqdm
 
 from ssl_jax import data
-from ssl_jax.experiment import Experiment
-from ssl_jax.types import TrainState
+from ssl_jax.evaluate import restore
+from ssl_jax.experiment import open_experiment
+from ssl_jax.types import Config, InputError
 
 
-def predict(experiment: Experiment, state: TrainState, inputs: Path, output: Path) -> list[Path]:
-  """Segments NIfTI images with the predictor that the paper evaluates.
+def predict(cfg: Config, workdir: Path, inputs: Path, output: Path) -> list[Path]:
+  """Segments NIfTI images with the predictor that the paper evaluates; needs the run's folder, not its data.
 
   Args:
-    experiment: gives preprocessing, patch and stride.
-    state: from `evaluate.restore`.
+    cfg: the run's configuration: preprocessing, patch, stride, and which checkpoint.
+    workdir: the run's folder.
     inputs: a NIfTI file, or a folder of them; several channels as `<case>_0000`, `_0001`, … or as a last axis.
     output: folder for `<case>.nii.gz`, uint8 classes on the input's grid with its affine.
 
@@ -25,18 +27,21 @@ def predict(experiment: Experiment, state: TrainState, inputs: Path, output: Pat
     The files written.
 
   Raises:
-    InputError: an image cannot be read or does not fit the network.
+    InputError: the folder holds no run, or an image cannot be read or does not fit the network.
   """
-  cfg = experiment.cfg.data
-  images = data.open_images(inputs, experiment.source.channels, experiment.source.class_names)
-  prepared = data.prepare(images, cfg)
+  if not (workdir / "run.json").is_file():
+    raise InputError(f"{workdir}: no run here; train first, or name another --workdir")
+  run = json.loads((workdir / "run.json").read_text())
+  images = data.prepare(data.open_images(inputs, run["channels"], tuple(run["class_names"])), cfg.data)
+  experiment = open_experiment(cfg, images)
+  state = restore(experiment, workdir)
   segment = next(iter(experiment.predictors.values()))
   output.mkdir(parents=True, exist_ok=True)
   written = []
   for name in tqdm.tqdm(images.names, desc="predict", unit="scan"):
     original: Any = nib.load(images.files(name)[0])
-    prob = np.asarray(segment(state, prepared.load(name).image))
-    label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.downsample, original.shape[: prob.ndim - 1])
+    prob = np.asarray(segment(state, images.load(name).image))
+    label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.data.downsample, original.shape[: prob.ndim - 1])
     mask = nib.Nifti1Image(label, original.affine)
     mask.header.set_xyzt_units(*original.header.get_xyzt_units())
     for form in ("sform", "qform"):  # keep which of the two the input relies on

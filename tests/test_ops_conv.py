@@ -48,21 +48,15 @@ def always_fast(monkeypatch):
 
 
 CASES = {
-  "even": ((2, 8, 12, 10), 4, 6),
   "odd": ((2, 7, 9, 5), 3, 5),
-  "depth below a Winograd group": ((1, 2, 5, 6), 4, 4),
-  "depth of one": ((1, 1, 4, 4), 2, 3),
+  "a quarter of a Winograd group": ((1, 1, 4, 4), 2, 3),
   "large slices, scanned": ((1, 5, 23, 24), 4, 8),
   "wide channels": ((1, 4, 4, 5), 40, 36),
   "two columns": ((1, 5, 4, 2), 8, 4),
   "one row": ((2, 4, 1, 6), 3, 4),
   "one channel": ((2, 6, 7, 8), 1, 4),
-  "one channel, two columns": ((1, 5, 6, 2), 1, 4),
-  "to one channel": ((1, 6, 7, 8), 4, 1),
   "2D": ((2, 11, 9), 3, 4),
   "2D, large": ((2, 30, 31), 4, 6),
-  "2D, two columns": ((1, 6, 2), 5, 3),
-  "2D, one channel": ((2, 10, 12), 1, 4),
 }
 
 
@@ -72,17 +66,14 @@ def test_conv3(case, always_fast):
   assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
 
 
-@pytest.mark.parametrize("case", ["even", "one channel", "2D"])
-def test_conv3_small_arrays_take_the_plain_convolution(case):
-  (batch, *spatial), channels, out = CASES[case]
-  x, w = normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out)
-  assert (
-    "winograd" not in str(jax.make_jaxpr(conv.conv3)(x, w)) and str(jax.make_jaxpr(conv.conv3)(x, w)).count("conv_general_dilated") == 1
-  )
+def test_small_arrays_take_the_plain_convolution():
+  x, w = normal(0, 2, 4, 6, 8, 3), normal(1, 3, 3, 3, 3, 4)
+  program = str(jax.make_jaxpr(conv.conv3)(x, w))
+  assert program.count("conv_general_dilated") == 1 and "platform_index" not in program
   assert_same(conv.conv3, plain_conv3, x, w, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("case", ["even", "large slices, scanned", "two columns", "one channel", "2D"])
+@pytest.mark.parametrize("case", ["odd", "one channel", "2D"])
 def test_conv3_bfloat16(case, always_fast):
   """Against float32 on the same rounded numbers: nothing but the result is rounded."""
   (batch, *spatial), channels, out = CASES[case]
@@ -109,9 +100,9 @@ def test_down_is_the_adjoint_of_up():
 @pytest.mark.parametrize("function", [conv.conv3, conv.conv_down2, conv.conv_up2])
 def test_vmap(function, always_fast):
   size = 3 if function is conv.conv3 else 2
-  x, w = normal(0, 3, 2, 4, 6, 8, 3), normal(1, size, size, size, 3, 5)
-  together = jax.vmap(function, (0, None))(x, w)
-  np.testing.assert_allclose(together, jnp.stack([function(a, w) for a in x]), atol=1e-4)
+  x, w = normal(0, 2, 1, 4, 6, 8, 3), normal(1, size, size, size, 3, 5)
+  one, together = jax.jit(function), jax.jit(jax.vmap(function, (0, None)))
+  np.testing.assert_allclose(together(x, w), jnp.stack([one(a, w) for a in x]), atol=1e-4)
 
 
 def plain_batch_norm(x, scale, bias, relu):
@@ -121,19 +112,23 @@ def plain_batch_norm(x, scale, bias, relu):
   return jnp.maximum(y, 0) if relu else y
 
 
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (3, 9, 8, 4), (2, 1, 1, 1, 3)])
-def test_batch_norm(shape, relu):
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4)])
+def test_batch_norm(shape, relu, views):
+  """Against the definition, every view a batch of its own."""
   x, scale, bias = 2 * normal(0, *shape) + 1, 1 + 0.3 * normal(1, shape[-1]), 0.3 * normal(2, shape[-1])
-  y, mean, var = norm.batch_norm(x, scale, bias, relu)
-  axes = tuple(range(len(shape) - 1))
-  np.testing.assert_allclose(mean, np.mean(x, axes), rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(var, np.var(x, axes), rtol=1e-4)
-  np.testing.assert_allclose(y, plain_batch_norm(x, scale, bias, relu), atol=2e-5)
+  y, mean, var = norm.batch_norm(x, scale, bias, relu, views)
+  parts, axes = np.split(np.float64(x), views), tuple(range(len(shape) - 1))
+  np.testing.assert_allclose(mean, [part.mean(axes) for part in parts], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(var, [part.var(axes) for part in parts], rtol=1e-4)
+
+  plain = lambda x, *a: jnp.concatenate([plain_batch_norm(part, *a, relu) for part in jnp.split(x, views)])
+  np.testing.assert_allclose(y, plain(x, scale, bias), atol=2e-5)
   weight = normal(3, *shape)
-  gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a, relu) ** 2), (0, 1, 2)))(x, scale, bias)
-  for ours, plain in zip(gradient(lambda *a: norm.batch_norm(*a)[0]), gradient(plain_batch_norm), strict=True):
-    np.testing.assert_allclose(ours, plain, atol=2e-4 * np.abs(plain).max() + 1e-6)
+  gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a) ** 2), (0, 1, 2)))(x, scale, bias)
+  for ours, theirs in zip(gradient(lambda *a: norm.batch_norm(*a, relu, views)[0]), gradient(plain), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
 
 
 def test_batch_norm_of_a_constant_channel_is_the_bias():
@@ -147,8 +142,8 @@ def test_batch_norm_bfloat16_keeps_statistics_in_float32():
   x = normal(0, 2, 16, 16, 16, 4, dtype=jnp.bfloat16) + jnp.bfloat16(0.5)
   y, mean, var = norm.batch_norm(x, jnp.ones(4), jnp.zeros(4), True)
   assert y.dtype == jnp.bfloat16 and mean.dtype == var.dtype == jnp.float32
-  np.testing.assert_allclose(mean, np.mean(np.float32(x), (0, 1, 2, 3)), atol=1e-5)
-  np.testing.assert_allclose(var, np.var(np.float32(x), (0, 1, 2, 3)), rtol=1e-4)
+  np.testing.assert_allclose(mean[0], np.mean(np.float32(x), (0, 1, 2, 3)), atol=1e-5)
+  np.testing.assert_allclose(var[0], np.var(np.float32(x), (0, 1, 2, 3)), rtol=1e-4)
   assert jax.grad(lambda x: jnp.sum(norm.batch_norm(x, jnp.ones(4), jnp.zeros(4), True)[0].astype(jnp.float32)))(x).dtype == jnp.bfloat16
 
 

@@ -39,12 +39,15 @@ def published(request):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(conv, "_SMALL", small)
-    evaluated = jax.jit(lambda v: network.apply(v, x, train=False))(variables)
     (loss, (logits, stats)), grads = jax.jit(jax.value_and_grad(train_loss, has_aux=True))(variables["params"])
+    # The published averages are those after this very pass, but evaluation came before it: new = 0.9 old + batch share, so take one step back.
+    earlier = jax.tree.map(lambda old, new: (old - (new - 0.9 * old)) / 0.9, variables["batch_stats"], stats)
+    evaluated = jax.jit(lambda v: network.apply(v, x, train=False))({**variables, "batch_stats": earlier})
   return {"oracle": oracle, "variables": variables, "eval": evaluated, "loss": loss, "logits": logits, "stats": stats, "grads": grads}
 
 
 def test_inference_matches_the_published_code(published):
+  """And so do the running averages of every layer, from which the evaluated ones are computed."""
   oracle, found = published["oracle"], published["eval"]
   np.testing.assert_allclose(found.logits, channels_last(oracle["eval_logits"]), atol=1e-4)
   np.testing.assert_allclose(found.f4, channels_last(oracle["eval_features"]), atol=1e-4)
