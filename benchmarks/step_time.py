@@ -2,8 +2,9 @@
 
   python benchmarks/step_time.py --shape=112,112,80 --batch=1 --width=16 --peer=torch [--tuned] [--json=PATH]
 
-Each side lives in a process of its own with the same environment, and the sides take turns, so that whatever else the machine does hits both. `--tuned` runs
-both with huge pages for malloc, as `python -m ssl_jax.main` does; without it both run with glibc's defaults.
+Each side lives in a process of its own with the same environment, and the sides take turns, so that whatever else the machine does hits
+both. `--tuned` runs both with huge pages for malloc, as `python -m ssl_jax.main` does; without it both run with glibc's defaults. Peak
+memory is the process's on a CPU, the device's on a GPU. PyTorch's bfloat16 is its autocast.
 """
 
 import argparse
@@ -17,11 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+Step = Callable[[], float]
+Peak = Callable[[], float]
+Row = dict[str, Any]
 
 
-def our_step(args: argparse.Namespace) -> Callable[[], float]:
+def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
   sys.path.insert(0, str(ROOT))
   import jax
   import numpy as np
@@ -50,37 +55,45 @@ def our_step(args: argparse.Namespace) -> Callable[[], float]:
     state, metrics = step_fn(state, batch, key)
     return float(metrics["loss"])
 
-  return step
+  device = jax.devices()[0]
+  return step, resident_gib if device.platform == "cpu" else lambda: device.memory_stats()["peak_bytes_in_use"] / 2**30
 
 
-def torch_step(args: argparse.Namespace) -> Callable[[], float]:
+def torch_step(args: argparse.Namespace) -> tuple[Step, Peak]:
+  import torch
   from torch_vnet import training_step
 
-  return training_step(args.shape, args.batch, args.width)
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  step = training_step(args.shape, args.batch, args.width, device, getattr(torch, args.dtype))
+  return step, resident_gib if device == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**30
+
+
+def resident_gib() -> float:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def work(args: argparse.Namespace) -> None:
-  """Runs one side: a step for every line on stdin."""
-  build = {"ours": our_step, "torch": torch_step}[args.worker]
-  begin = time.perf_counter()
-  step = build(args)
+  """Runs one side: a step for every line on stdin, its facts on stdout."""
+  step, peak_gib = {"ours": our_step, "torch": torch_step}[args.worker](args)
   print("ready", flush=True)
   for _ in sys.stdin:
-    begin = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     loss = step()
-    seconds = time.perf_counter() - begin
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "loss": loss, "peak_gib": peak_gib}), flush=True)
+    facts = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "peak_gib": peak_gib(), "loss": loss}
+    print(json.dumps(facts), flush=True)
 
 
 class Worker:
+  """A side's process."""
+
   def __init__(self, side: str, tuned: bool):
     env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1" if tuned else ""}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # the first step shall compile
     command = [sys.executable, __file__, *sys.argv[1:], f"--worker={side}"]
     self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     self._read()
-    self.first = self.step()
-    self.times: list[float] = []
+    self.side, self.first = side, self._step()
+    self.steps: list[Row] = []
 
   def _read(self) -> str:
     line = self.process.stdout.readline()
@@ -88,51 +101,45 @@ class Worker:
       sys.exit(f"error: a worker ended with status {self.process.wait()}")
     return line
 
-  def step(self) -> dict[str, float]:
+  def _step(self) -> Row:
     self.process.stdin.write("step\n")
     self.process.stdin.flush()
     return json.loads(self._read())
 
-  def close(self) -> None:
+  def step(self) -> None:
+    self.steps.append(self._step())
+
+  def close(self) -> Row:
     self.process.stdin.close()
     self.process.wait()
+    wall = statistics.median(s["wall_s"] for s in self.steps)
+    return {
+      "side": self.side,
+      "median_s": wall,
+      "fastest_s": min(s["wall_s"] for s in self.steps),
+      "cpu_s": statistics.median(s["cpu_s"] for s in self.steps),
+      "compile_s": max(self.first["wall_s"] - wall, 0.0),
+      "peak_gib": max(s["peak_gib"] for s in self.steps),
+    }
 
 
-def compare(args: argparse.Namespace) -> list[dict[str, float | str]]:
-  sides = ["ours"] + ([] if args.peer == "none" else [args.peer])
-  workers = {side: Worker(side, args.tuned) for side in sides}
-  for side in sides:  # a second step: the first of PyTorch plans its convolutions, the first of JAX compiles
-    workers[side].step()
-  ratios = []
-  for _ in range(args.rounds):
-    last = {side: workers[side].step() for side in sides}
-    for side in sides:
-      workers[side].times.append(last[side]["seconds"])
-    ratios.append(last["ours"]["seconds"] / last[sides[-1]]["seconds"])
-  rows = []
-  for side in sides:
-    worker = workers[side]
-    median = statistics.median(worker.times)
-    rows.append(
-      {
-        "side": side,
-        "median_s": median,
-        "fastest_s": min(worker.times),
-        "ratio": statistics.median(ratios) if side == "ours" else 1.0,
-        "first_step_s": worker.first["seconds"],
-        "peak_gib": last[side]["peak_gib"],
-      }
-    )
-    worker.close()
-  return rows
+def compare(args: argparse.Namespace) -> list[Row]:
+  """Runs both sides in turns; `ratio` is the median over rounds of our time by the peer's in the same round."""
+  workers = [Worker(side, args.tuned) for side in ("ours", args.peer) if side != "none"]
+  for turn in range(args.rounds + 1):
+    for worker in workers:
+      worker.step()
+    if turn == 0:  # not counted: allocators and thread pools settle
+      for worker in workers:
+        worker.steps.clear()
+  ratio = statistics.median(a["wall_s"] / b["wall_s"] for a, b in zip(workers[0].steps, workers[-1].steps, strict=True))
+  return [{**worker.close(), "ratio": ratio if worker is workers[0] else 1.0} for worker in workers]
 
 
-def table(rows: list[dict[str, float | str]]) -> str:
-  lines = ["| | median s | fastest s | median ratio | compile s | peak RSS GiB |", "|---|---|---|---|---|---|"]
-  for r in rows:
-    compile_s = max(r["first_step_s"] - r["median_s"], 0.0)
-    lines.append(f"| {r['side']} | {r['median_s']:.3f} | {r['fastest_s']:.3f} | {r['ratio']:.2f} | {compile_s:.1f} | {r['peak_gib']:.2f} |")
-  return "\n".join(lines)
+def table(rows: list[Row]) -> str:
+  head = "| | median s | fastest s | ratio | CPU s | compile s | peak GiB |\n|---|---|---|---|---|---|---|"
+  line = "| {side} | {median_s:.3f} | {fastest_s:.3f} | {ratio:.2f} | {cpu_s:.2f} | {compile_s:.1f} | {peak_gib:.2f} |"
+  return "\n".join([head, *(line.format(**row) for row in rows)])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,7 +149,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--shape", default="112,112,80", type=lambda s: tuple(map(int, s.split(","))))
   parser.add_argument("--batch", default=1, type=int, help="labelled images, and as many unlabelled")
   parser.add_argument("--width", default=16, type=int)
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="ours")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides")
   parser.add_argument("--peer", default="torch", choices=("torch", "none"))
   parser.add_argument("--rounds", default=5, type=int)
   parser.add_argument("--tuned", action="store_true", help="huge pages for malloc on both sides")
@@ -157,11 +164,11 @@ def main() -> None:
     work(args)
     return
   rows = compare(args)
-  setting = f"{args.method}, {args.batch}x{'x'.join(map(str, args.shape))}, n = {args.width}, {args.dtype}, {'tuned' if args.tuned else 'default'} malloc"
-  print(f"{setting}, {os.cpu_count()} cores, {args.rounds} rounds\n\n{table(rows)}")
+  shape, malloc = "x".join(map(str, (args.batch, *args.shape))), "huge pages" if args.tuned else "default malloc"
+  setting = f"{args.method}, {shape}, n = {args.width}, {args.dtype}, {malloc}, {os.cpu_count()} cores, {args.rounds} rounds"
+  print(f"{setting}\n\n{table(rows)}")
   if args.json:
-    facts = {"setting": setting, "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(), "rows": rows}
-    args.json.write_text(json.dumps(facts, indent=2) + "\n")
+    args.json.write_text(json.dumps({"setting": setting, "platform": platform.platform(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

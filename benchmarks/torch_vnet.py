@@ -1,4 +1,4 @@
-"""The V-Net of `ssl_jax.networks.vnet` in plain PyTorch, with the training step of `methods/supervised`: the peer of the step-time benchmark."""
+"""The V-Net of `ssl_jax.networks.vnet` in plain PyTorch with the supervised training step: the peer of the step-time benchmark."""
 
 import torch
 from torch import nn
@@ -47,16 +47,18 @@ def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
   return 0.5 * (functional.cross_entropy(logits, label) + dice.mean())
 
 
-def training_step(shape: tuple[int, ...], batch: int, width: int):
+def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, dtype: torch.dtype):
   """Returns a function that takes one step on fixed random data and returns the loss."""
   torch.manual_seed(0)
-  network = VNet(width=width)
+  network = VNet(width=width).to(device)
   optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-  image, label = torch.randn(batch, 1, *shape), torch.randint(0, 2, (batch, *shape))
+  image, label = torch.randn(batch, 1, *shape, device=device), torch.randint(0, 2, (batch, *shape), device=device)
 
   def step() -> float:
     optimizer.zero_grad()
-    loss = ce_dice(network(image), label)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+      logits = network(image)
+    loss = ce_dice(logits.float(), label)
     loss.backward()
     optimizer.step()
     return loss.item()

@@ -1,4 +1,4 @@
-"""Eight CPU devices, so that sharding is tested wherever the suite runs; cheap compilation, shared by all tests and the commands they start."""
+"""Eight CPU devices, so that sharding is tested wherever the suite runs; cheap compilation, shared by tests and commands."""
 
 import atexit
 import os

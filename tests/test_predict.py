@@ -62,7 +62,11 @@ def test_predict_needs_no_training_data_and_names_what_is_wrong(run, tmp_path):
   write(tmp_path / "one.nii.gz")
   assert len(predict(elsewhere, moved, tmp_path / "one.nii.gz", tmp_path / "out")) == 1
   (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "one.nii.gz").read_bytes()[:2000])
-  for inputs, message in ((tmp_path / "cut.nii.gz", "truncated"), (tmp_path / "none.nii.gz", "neither a NIfTI"), (tmp_path / "out" / "x.txt", "neither")):
+  for inputs, message in (
+    (tmp_path / "cut.nii.gz", "truncated"),
+    (tmp_path / "none.nii.gz", "neither a NIfTI"),
+    (tmp_path / "out" / "x.txt", "neither"),
+  ):
     with pytest.raises(InputError, match=message):
       predict(cfg, folder, inputs, tmp_path / "out2")
   with pytest.raises(InputError, match="no run here"):

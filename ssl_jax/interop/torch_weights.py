@@ -9,17 +9,19 @@ import importlib
 import pickle
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.types import InputError, PyTree, nearest
+from ssl_jax.types import InputError, PyTree
 
 _ENCODER = {"one": 1, "two": 2, "three": 3, "four": 3, "five": 3}  # PyTorch's name of a level and its number of convolutions
 _DECODER = {"six": 3, "seven": 3, "eight": 2, "nine": 1}
 _WRAPPERS = ("net", "state_dict", "model")  # what training scripts call the weights among other things in a .pth
+_PREFIXES = ("module.", "encoder.", "decoder.")
 _NORM = {
   "weight": ("params", "scale"),
   "bias": ("params", "bias"),
@@ -42,45 +44,60 @@ def load_vnet(state_dict: Mapping[str, np.ndarray]) -> dict[str, PyTree]:
   """Converts a V-Net's state dict; `networks.vnet.VNet` of the same width, classes and decoder computes what PyTorch did.
 
   Args:
-    state_dict: PyTorch's names and arrays: channels first, convolution kernels (out, in, x, y, z), transposed ones (in, out, x, y, z).
-      Widths, input channels, classes and the decoder (transposed convolution, or interpolation and convolution) are read off the shapes.
-      A prefix `module.` on all names and `num_batches_tracked` are ignored.
+    state_dict: PyTorch's names and arrays, channels first: convolution kernels (out, in, x, y[, z]), transposed ones (in, out, x, y[, z]).
+      Widths, input channels, classes, rank and the decoder (transposed convolution, or interpolation and convolution) are read off the
+      shapes. Prefixes `module.`, `encoder.`, `decoder.` and `num_batches_tracked` do not matter.
 
   Returns:
     `{"params": ..., "batch_stats": ...}` of f32 NumPy arrays.
 
   Raises:
-    InputError: a key is missing, unexpected, or of another shape than the others imply; the message names it and what was expected.
+    InputError: a key is missing, unknown, or of another shape than the others imply; the message names it and what was expected.
 
   Source: names and layout of the published V-Net of UA-MT, MC-Net, CAML and CML [C].
   """
-  weights = {key: np.asarray(value) for key, value in _without_prefix(state_dict).items() if not key.endswith("num_batches_tracked")}
+  weights = _short_names(state_dict)
+  first, last = _kernel(weights, "block_one.conv.0.weight"), _kernel(weights, "out_conv.weight")
+  interpolates = "block_five_up.conv.1.running_mean" not in weights
   tree: dict[str, PyTree] = {"params": {}, "batch_stats": {}}
-  expected = set()
-  for layer in _layers(weights):
-    for torch_name, collection, path, value in _converted(layer, weights):
-      expected.add(torch_name)
+  known = set()
+  for layer in _layers(first.shape[0], first.shape[1], last.shape[0], interpolates):
+    for key, collection, path, axes, shape in _arrays(layer, first.ndim - 2):
+      known.add(key)
       group = tree[collection]
-      for part in path[:-1]:
-        group = group.setdefault(part, {})
-      group[path[-1]] = value
-  unexpected = sorted(weights.keys() - expected)
-  if unexpected:
-    raise InputError(f"state dict: unexpected key {unexpected[0]!r}, one of {len(unexpected)}; this V-Net has none of that name")
+      for name in path[:-1]:
+        group = group.setdefault(name, {})
+      group[path[-1]] = _converted(weights, key, axes, shape)
+  unknown = sorted(weights.keys() - known)
+  if unknown:
+    raise InputError(f"{unknown[0]}: unknown; the V-Net that the other arrays make has no such part ({len(unknown)} like it)")
   return tree
 
 
-def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-  if state_dict and all(key.startswith("module.") for key in state_dict):
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
-  return state_dict
+def _short_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  short: dict[str, np.ndarray] = {}
+  for key, value in state_dict.items():
+    name = key
+    for prefix in _PREFIXES:
+      name = name.removeprefix(prefix)
+    if name.endswith("num_batches_tracked"):
+      continue
+    if name in short:
+      raise InputError(f"{key}: another name of an array that the state dict holds already")
+    short[name] = np.asarray(value)
+  return short
 
 
-def _layers(weights: Mapping[str, np.ndarray]) -> Iterator[_Layer]:
-  """Lists every layer of the V-Net whose width, channels, classes and decoder the first, the last and one decoder key show."""
-  width, channels = _shape(weights, "encoder.block_one.conv.0.weight", "(n, channels, 3, 3, 3)")[:2]
-  classes = _shape(weights, "decoder.out_conv.weight", "(classes, n, 1, 1, 1)")[0]
-  interpolates = "decoder.block_five_up.conv.1.running_mean" not in weights  # interpolation takes place 0 and moves both others by one
+def _kernel(weights: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+  if key not in weights:
+    raise InputError(f"{key} of the state dict is missing: these are not the weights of a V-Net")
+  if weights[key].ndim not in (4, 5):
+    raise InputError(f"{key}: has shape {weights[key].shape}, expected 4 or 5 axes: out, in, and two or three of the kernel")
+  return weights[key]
+
+
+def _layers(width: int, channels: int, classes: int, interpolates: bool) -> Iterator[_Layer]:
+  """Lists all layers; where the decoder interpolates, that takes place 0 and moves convolution and BatchNorm by one."""
 
   def blocks(torch: str, ours: str, count: int, channels: int, features: int) -> Iterator[_Layer]:
     for i in range(count):
@@ -91,57 +108,44 @@ def _layers(weights: Mapping[str, np.ndarray]) -> Iterator[_Layer]:
   for level, (name, count) in enumerate(_ENCODER.items(), start=1):
     features = width * 2 ** (level - 1)
     if previous:
-      yield _Layer(f"encoder.block_{previous}_dw.conv.0", f"encoder{level}_down", "down2", features // 2, features)
-      yield _Layer(f"encoder.block_{previous}_dw.conv.1", f"encoder{level}_down_norm", "norm", features, features)
-    yield from blocks(f"encoder.block_{name}", f"encoder{level}", count, features if level > 1 else channels, features)
+      yield _Layer(f"block_{previous}_dw.conv.0", f"encoder{level}_down", "down2", features // 2, features)
+      yield _Layer(f"block_{previous}_dw.conv.1", f"encoder{level}_down_norm", "norm", features, features)
+    yield from blocks(f"block_{name}", f"encoder{level}", count, features if previous else channels, features)
     previous = name
   for level, (name, count) in enumerate(_DECODER.items(), start=1):
     features = width * 2 ** (4 - level)
-    up = f"decoder.block_{previous}_up.conv"
+    up, ours = f"block_{previous}_up.conv", f"decoder{level}_up"
     if interpolates:
-      yield _Layer(f"{up}.1", f"decoder{level}_up/conv", "conv3", 2 * features, features)
+      yield _Layer(f"{up}.1", f"{ours}/conv", "conv3", 2 * features, features)
     else:
-      yield _Layer(f"{up}.0", f"decoder{level}_up", "up2", 2 * features, features)
-    yield _Layer(f"{up}.{1 + interpolates}", f"decoder{level}_up_norm", "norm", features, features)
-    yield from blocks(f"decoder.block_{name}", f"decoder{level}", count, features, features)
+      yield _Layer(f"{up}.0", ours, "up2", 2 * features, features)
+    yield _Layer(f"{up}.{1 + interpolates}", f"{ours}_norm", "norm", features, features)
+    yield from blocks(f"block_{name}", f"decoder{level}", count, features, features)
     previous = name
-  yield _Layer("decoder.out_conv", "output", "conv1", width, classes)
+  yield _Layer("out_conv", "output", "conv1", width, classes)
 
 
-def _shape(weights: Mapping[str, np.ndarray], key: str, wanted: str) -> tuple[int, ...]:
-  if key not in weights:
-    raise InputError(
-      f"state dict: no key {key!r} of shape {wanted}; is this a V-Net? {nearest(key, weights) if weights else 'It is empty.'}"
-    )
-  if weights[key].ndim != 5:
-    raise InputError(f"state dict: {key!r} has shape {weights[key].shape}, expected {wanted}")
-  return weights[key].shape
-
-
-def _converted(layer: _Layer, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, tuple[str, ...], np.ndarray]]:
-  """Yields PyTorch's key, our collection, the path in it, and the array in our layout."""
+def _arrays(layer: _Layer, rank: int) -> Iterator[tuple[str, str, tuple[str, ...], tuple[int, ...], tuple[int, ...]]]:
+  """Yields PyTorch's key, our collection and path in it, the order of axes that makes the array ours, and its shape then."""
   path = tuple(layer.ours.split("/"))
   if layer.kind == "norm":
     for name, (collection, ours) in _NORM.items():
-      key = f"{layer.torch}.{name}"
-      yield key, collection, (*path, ours), _get(weights, key, (layer.features,))
+      yield f"{layer.torch}.{name}", collection, (*path, ours), (0,), (layer.features,)
     return
   size = {"conv3": 3, "down2": 2, "up2": 2, "conv1": 1}[layer.kind]
-  ends = (layer.channels, layer.features) if layer.kind == "up2" else (layer.features, layer.channels)
-  kernel = _get(weights, f"{layer.torch}.weight", (*ends, size, size, size))
-  kernel = np.transpose(kernel, (2, 3, 4, 0, 1) if layer.kind == "up2" else (2, 3, 4, 1, 0))
-  yield f"{layer.torch}.weight", "params", (*path, "kernel"), kernel[0, 0, 0] if size == 1 else kernel
-  yield f"{layer.torch}.bias", "params", (*path, "bias"), _get(weights, f"{layer.torch}.bias", (layer.features,))
+  axes = (*range(2, rank + 2), *((0, 1) if layer.kind == "up2" else (1, 0)))
+  yield f"{layer.torch}.weight", "params", (*path, "kernel"), axes, (*(size,) * rank, layer.channels, layer.features)
+  yield f"{layer.torch}.bias", "params", (*path, "bias"), (0,), (layer.features,)
 
 
-def _get(weights: Mapping[str, np.ndarray], key: str, shape: tuple[int, ...]) -> np.ndarray:
+def _converted(weights: Mapping[str, np.ndarray], key: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
   if key not in weights:
-    raise InputError(f"state dict: missing key {key!r} of shape {shape}")
-  if weights[key].shape != shape:
-    raise InputError(f"state dict: {key!r} has shape {weights[key].shape}, expected {shape}")
-  if weights[key].dtype.kind != "f":
-    raise InputError(f"state dict: {key!r} holds {weights[key].dtype}, expected floating point")
-  return weights[key].astype(np.float32)
+    raise InputError(f"{key}: missing from the state dict; it would have shape {shape}, channels last")
+  value = weights[key]
+  value = np.transpose(value, axes) if value.ndim == len(axes) else value
+  if value.shape != shape or value.dtype.kind != "f":
+    raise InputError(f"{key}: has shape {value.shape}, channels last, of {value.dtype}; expected {shape} of floating point")
+  return value.astype(np.float32).reshape(shape[-2:] if shape[0] == 1 and len(shape) > 1 else shape)
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -152,58 +156,57 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
   """
   readers = {".pth": _read_torch, ".pt": _read_torch, ".safetensors": _read_safetensors, ".npz": _read_npz}
   if path.suffix not in readers:
-    raise InputError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(readers)}")
+    raise InputError(f"{path}: weights come as {', '.join(readers)}")
   if not path.is_file():
     raise InputError(f"{path}: no such file")
   return readers[path.suffix](path)
 
 
-def _package(name: str, path: Path) -> Any:
+def _package(module: str, name: str, path: Path) -> Any:
   try:
-    return importlib.import_module(name)
+    return importlib.import_module(module)
   except ImportError as error:
-    raise InputError(f"{path}: reading {path.suffix} needs the package {name}; pip install {name.split('.')[0]}") from error
+    raise InputError(f"{path}: reading it needs {name}; pip install {module.partition('.')[0]}") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-  torch = _package("torch", path)
+  torch = _package("torch", "PyTorch", path)
   try:
     found = torch.load(path, weights_only=True, map_location="cpu")
-  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-    reason = str(error).partition(chr(10))[0]
-    raise InputError(f"{path}: damaged, or more than tensors is in it; save the state dict alone ({reason})") from error
+  except Exception as error:  # a damaged file raises whatever its reader stumbles over, one with code UnpicklingError
+    raise InputError(f"{path}: cannot be read safely: it is damaged, or holds more than tensors; save the state dict alone") from error
   if isinstance(found, Mapping):
     found = next((found[name] for name in _WRAPPERS if isinstance(found.get(name), Mapping)), found)
   if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
     raise InputError(f"{path}: holds no state dict, neither by itself nor as {', '.join(_WRAPPERS)}")
-  return {str(key): (v.float() if v.is_floating_point() else v).detach().numpy() for key, v in found.items()}
+  return {str(key): (value.float() if value.is_floating_point() else value).detach().numpy() for key, value in found.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-  safetensors = _package("safetensors.numpy", path)
+  safetensors = _package("safetensors.numpy", "safetensors", path)
   try:
     return safetensors.load_file(path)
-  except Exception as error:  # SafetensorError is of no narrower class; NumPy without bfloat16 raises TypeError
-    raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+  except Exception as error:  # SafetensorError has no narrower base; a dtype that NumPy lacks raises TypeError
+    raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return {key: arrays[key] for key in arrays.files}
-  except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path}: not a readable npz file of plain arrays ({error})") from error
+  except (ValueError, EOFError, OSError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
+    raise InputError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
 
 
-def save_weights(path: Path, variables: Mapping[str, PyTree]) -> None:
+def save_weights(variables: Mapping[str, PyTree], path: Path) -> None:
   """Writes `{"params": ..., "batch_stats": ...}` as a flat npz whose keys are paths, such as `params/encoder1_conv0/kernel`."""
+  with path.open("wb") as file:  # an open file keeps its name: np.savez would append .npz
+    np.savez_compressed(file, allow_pickle=False, **dict(_flat(variables)))
 
-  def flat(tree: PyTree, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in tree.items():
-      yield from flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(f"{prefix}{name}", np.asarray(value))]
 
-  with path.open("wb") as file:
-    np.savez_compressed(file, **dict(flat(variables, "")))
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+  for name, value in tree.items():
+    yield from _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(f"{prefix}{name}", np.asarray(value))]
 
 
 def load_weights(path: Path) -> dict[str, PyTree]:
@@ -219,9 +222,10 @@ def load_weights(path: Path) -> dict[str, PyTree]:
     raise InputError(f"{path}: no such file")
   tree: dict[str, PyTree] = {"params": {}, "batch_stats": {}}
   for key, value in _read_npz(path).items():
-    collection, *groups, leaf = key.split("/")
+    collection, _, rest = key.partition("/")
+    *groups, leaf = rest.split("/")
     if collection not in tree or not groups:
-      raise InputError(f"{path}: unexpected array {key!r}; convert the file first with python -m ssl_jax.interop.torch_weights")
+      raise InputError(f"{path}: not a file of converted weights; make one with python -m ssl_jax.interop.torch_weights")
     group = tree[collection]
     for name in groups:
       group = group.setdefault(name, {})
@@ -229,25 +233,29 @@ def load_weights(path: Path) -> dict[str, PyTree]:
   return tree
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """Converts one file, see the module's docstring."""
+def main(arguments: list[str] | None = None) -> int:
+  """Converts one file, see the module's docstring; returns the exit status."""
   parser = argparse.ArgumentParser(prog="python -m ssl_jax.interop.torch_weights", description="Converts a PyTorch V-Net's weights.")
   parser.add_argument("input", type=Path, help=".pth, .pt, .safetensors or .npz")
   parser.add_argument("output", type=Path, help=".npz, read back by load_weights")
   parsed = parser.parse_args(arguments)
   try:
-    if parsed.output.suffix != ".npz":
-      raise InputError(f"{parsed.output}: the output is an .npz")
-    if not parsed.output.parent.is_dir():
-      raise InputError(f"{parsed.output.parent}: no such folder")
+    if parsed.output.suffix != ".npz" or not parsed.output.parent.is_dir():
+      raise InputError(f"{parsed.output}: the output is an .npz in a folder that exists")
     variables = load_vnet(read_state_dict(parsed.input))
-    save_weights(parsed.output, variables)
+    save_weights(variables, parsed.output)
   except InputError as error:
-    sys.exit(f"error: {error}")
-  kernel, output = (variables["params"][name]["kernel"] for name in ("encoder1_conv0", "output"))
-  decoder = "trilinear" if "conv" in variables["params"]["decoder1_up"] else "transpose"
-  print(f"{parsed.output}: width {kernel.shape[-1]}, {kernel.shape[-2]} channel(s), {output.shape[-1]} classes, upsample {decoder}")
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  params = variables["params"]
+  first, decoder = params["encoder1_conv0"]["kernel"], "trilinear or nearest" if "conv" in params["decoder1_up"] else "transpose"
+  count = sum(value.size for _, value in _flat(params))
+  print(
+    f"{parsed.output}: {count:,} parameters; V-Net of width {first.shape[-1]}, {first.shape[-2]} channel(s), "
+    f"{len(params['output']['bias'])} classes, upsample {decoder}"
+  )
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

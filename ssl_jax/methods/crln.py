@@ -1,7 +1,6 @@
 """CRLN: Cooperative Rectification Learning Network (Wang et al., Medical Image Analysis 2025).
 
 A student learns from a teacher's pseudo-labels after class prototypes, through the Dynamic Interaction Module (DIM), have rectified them.
-
 | equation | where |
 |---|---|
 | (1) ℓ_s = ½ (CE + Dice) | `ops.segmentation.ce_dice` |
@@ -38,7 +37,7 @@ class Options:
 
   Attributes:
     weights: of the terms of eq. 15; `dim` is ℓ_s(𝓜(x), y), the second half of ℓ_sup [P].
-    groups: R prototypes per class [P, Fig. 10].
+    groups, prototype_std: R prototypes per class [P, Fig. 10], drawn from N(0, std²); 0.02 never leaves the symmetric start [D].
     spatial, integrate, cross_class: DIM's aggregation, see `networks.dim.DIM` (Table 6).
     mechanism, rectify, mu_init: see `networks.dim.Rectifier` (Table 7); "none" leaves pseudo-labels as they are. The last two [D].
     rectify_from_step: S [P, Fig. 12]; before it ȳ_r = ȳ and the rectifier rests.
@@ -55,6 +54,7 @@ class Options:
 
   weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"supervised": 1.0, "dim": 1.0, "unlabelled": 1.0, "cps": 1.0})
   groups: int = 16
+  prototype_std: float = 1.0
   spatial: Literal["conv3", "none"] = "conv3"
   integrate: Literal["conv1", "sum"] = "conv1"
   cross_class: bool = True
@@ -92,7 +92,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     image = batch["labelled"]["image"]
     params, stats = init_network(network, keys[0], image)
     out = network.apply({"params": params, "batch_stats": stats}, jnp.zeros(image.shape), train=False)
-    prototypes = 0.02 * jax.random.normal(keys[1], (networks.num_classes, options.groups, networks.prototype_width))  # [D]
+    prototypes = options.prototype_std * jax.random.normal(keys[1], (networks.num_classes, options.groups, networks.prototype_width))
     dim_params, cps_params = dim.init(keys[2], prototypes, out.f2, out.f3)["params"], cps_head.init(keys[3], out.f4)["params"]
     student = {"network": params, "dim": dim_params, "cps": cps_params}
     rectifying = rectifier.init(keys[4], out.logits, out.logits).get("params", {})
@@ -100,8 +100,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     teacher = jax.tree.map(jnp.copy, {"network": params, "dim": dim_params, "prototypes": prototypes, "stats": stats})
     return TrainState(jnp.int32(0), {"a": student, "rectifier": rectifying}, prototypes, {"a": stats}, opt, teacher, ())
 
+  views = 2 if options.student_views == "apart" else 1
   view: dict[str, Any] = {"kind": options.strong_view, "alpha": options.cutmix_alpha, "crop": options.centre_crop, "noise": options.noise}
-  cps: dict[str, Any] = {"tau": options.tau, "temperature": options.temperature, "positive": options.positive}
+  cps: dict[str, Any] = {"positive": options.positive, "temperature": options.temperature, "tau": options.tau}
   cps |= {"num_anchors": options.anchors, "num_negatives": options.negatives}
   confident = lambda prob: jnp.max(prob, axis=-1) >= options.tau
 
@@ -119,8 +120,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     return before, jnp.where(state.step >= options.rectify_from_step, jax.nn.softmax(rectified), before), stats
 
   def student_views(params: PyTree, stats: PyTree, image_l: Array, image_s: Array, key: Array) -> tuple[Any, Any, PyTree]:
-    images = jnp.concatenate([image_l, image_s])
-    out, stats = forward(network, params, stats, images, key=key, views=2 if options.student_views == "apart" else 1)
+    out, stats = forward(network, params, stats, jnp.concatenate([image_l, image_s]), key=key, views=views)
     return jax.tree.map(lambda a: a[: len(image_l)], out), stats, jax.tree.map(lambda a: a[len(image_l) :], out)
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -177,7 +177,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     learned = {"network": student["network"], "dim": student["dim"], "prototypes": prototypes}
     averaged = ema.update({k: state.teacher[k] for k in learned}, learned, state.step, options.ema_decay)
     metrics |= {"loss_rectifier": loss_r, "confident_before": jnp.mean(confident(before)), "confident_after": jnp.mean(confident(after))}
-    metrics |= {name: jnp.clip(value, 0.0, 1.0) for name, value in rectifying.items() if name == "mu"}
+    metrics |= {"mu": jnp.clip(rectifying["mu"], 0.0, 1.0)} if "mu" in rectifying else {}
     return dataclasses.replace(
       state,
       step=state.step + 1,
