@@ -8,15 +8,18 @@ memory is the process's on a CPU, the device's on a GPU. PyTorch's bfloat16 is i
 """
 
 import argparse
+import datetime
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +145,18 @@ def table(rows: list[Row]) -> str:
   return "\n".join([head, *(line.format(**row) for row in rows)])
 
 
+def machine() -> Row:
+  """When and where: date, processor, versions."""
+  models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M) if sys.platform == "linux" else []
+  packages = {d.name: d.version for d in metadata.distributions() if d.name in ("jax", "jaxlib", "flax", "torch", "numpy")}
+  return {
+    "date": datetime.date.today().isoformat(),
+    "platform": platform.platform(),
+    "cpu": models[0] if models else platform.processor(),
+    "versions": {"python": platform.python_version(), **dict(sorted(packages.items()))},
+  }
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--method", default="supervised", help="ours; PyTorch's step is always the supervised one")
@@ -168,7 +183,7 @@ def main() -> None:
   setting = f"{args.method}, {shape}, n = {args.width}, {args.dtype}, {malloc}, {os.cpu_count()} cores, {args.rounds} rounds"
   print(f"{setting}\n\n{table(rows)}")
   if args.json:
-    args.json.write_text(json.dumps({"setting": setting, "platform": platform.platform(), "rows": rows}, indent=2) + "\n")
+    args.json.write_text(json.dumps({"setting": setting, **machine(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ def get_config():
   config.data.split = "official"
   config.data.num_labelled = 2
   config.data.patch = (32, 32, 32)
-  config.data.normalise = "zscore"
   config.network.width = 8
   config.optim.lr = 0.02
   config.optim.schedule = "poly"
@@ -26,6 +25,6 @@ def get_config():
   config.compare.supervised = common.method("supervised")
   config.compare.mean_teacher = common.method("mean_teacher", ramp_unit_steps=1, ramp=120.0)
   config.compare.crln = common.method(
-    "crln", groups=4, rectify_from_step=100, unlabelled_ramp_steps=120, tau=0.9, student_views="apart", anchors=64, negatives=128
+    "crln", groups=4, rectify_from_step=100, unlabelled_ramp_steps=120, tau=0.9, anchors=64, negatives=128, weights={"cps": 0.1}
   )
   return config

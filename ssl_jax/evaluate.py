@@ -11,27 +11,11 @@ import numpy as np
 import tqdm
 
 from ssl_jax import metrics
-from ssl_jax.core import sharding
-from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.data import Case
 from ssl_jax.experiment import Experiment
 from ssl_jax.types import InputError, TrainState
 
 _QUALITY_CASES = 4  # scans on which pseudo-labels are compared with hidden labels
-
-
-def restore(experiment: Experiment, workdir: Path) -> TrainState:
-  """Returns the state that `config.eval.select` names from a run's checkpoints.
-
-  Raises:
-    InputError: there is none.
-  """
-  if not (workdir / "checkpoints").is_dir():
-    raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
-  checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
-  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.cfg.eval.select)
-  checkpoints.close()
-  return state
 
 
 def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, Any]]:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from ssl_jax import config, data, methods
 from ssl_jax.core import optim, sharding
+from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SlidingWindow
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree
+from ssl_jax.types import Config, InputError, Method, PyTree, TrainState
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
@@ -105,6 +106,20 @@ def open_experiment(cfg: Config, images: data.Source | None = None) -> Experimen
     if name not in method.steps:
       raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
   return Experiment(cfg, source, split, method)
+
+
+def restore(experiment: Experiment, workdir: Path) -> TrainState:
+  """Returns the state that `config.eval.select` names from a run's checkpoints.
+
+  Raises:
+    InputError: there is none.
+  """
+  if not (workdir / "checkpoints").is_dir():
+    raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
+  checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
+  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.cfg.eval.select)
+  checkpoints.close()
+  return state
 
 
 def record(experiment: Experiment, workdir: Path) -> None:

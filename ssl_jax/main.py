@@ -22,8 +22,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssl_jax import config
-from ssl_jax.evaluate import evaluate, restore, write_results
-from ssl_jax.experiment import Experiment, open_experiment
+from ssl_jax.evaluate import evaluate, write_results
+from ssl_jax.experiment import Experiment, open_experiment, restore
 from ssl_jax.predict import predict
 from ssl_jax.report.tables import markdown_table
 from ssl_jax.train import TrainingDiverged, train

@@ -9,8 +9,7 @@ import numpy as np
 import tqdm
 
 from ssl_jax import data
-from ssl_jax.evaluate import restore
-from ssl_jax.experiment import open_experiment
+from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.types import Config, InputError
 
 

@@ -7,8 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ssl_jax.evaluate import restore
-from ssl_jax.experiment import open_experiment
+from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.predict import _to_grid, predict
 from ssl_jax.train import train
 from ssl_jax.types import InputError

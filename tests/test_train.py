@@ -14,8 +14,8 @@ import pytest
 
 from ssl_jax import train as train_module
 from ssl_jax.config import to_json
-from ssl_jax.evaluate import evaluate, restore, write_results
-from ssl_jax.experiment import open_experiment
+from ssl_jax.evaluate import evaluate, write_results
+from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.train import TrainingDiverged, compile_step, train
 from ssl_jax.types import Config, InputError
 from tests.helpers import ROOT, command, tiny_config, with_train
