@@ -1,6 +1,7 @@
 """Command line: `python -m ssl_jax.main --config=FILE [--mode=train|eval|predict] [--workdir=DIR] [--config.key=value ...]`."""
 
 import os
+import re
 import sys
 
 
@@ -27,7 +28,7 @@ from ssl_jax.experiment import Experiment, open_experiment, restore
 from ssl_jax.predict import predict
 from ssl_jax.report.tables import markdown_table
 from ssl_jax.train import TrainingDiverged, train
-from ssl_jax.types import Config, InputError, nearest
+from ssl_jax.types import Config, InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; override its keys with --config.a.b=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results. Default: runs/<config>_seed<seed>.")
@@ -79,36 +80,17 @@ def _load_config(workdir: str | None) -> Config:
 def _parse_flags(argv: list[str]) -> None:
   try:
     flags.FLAGS(argv)
-  except AttributeError as error:  # an override that the configuration lacks
-    key = next((a.split("=")[0].removeprefix("--") for a in argv if a.startswith("--config.") and not _has_key(a)), "config")
-    raise InputError(f"{key}: no such key; {nearest(key.rpartition('.')[2], _siblings(key))}") from error
-  except (OSError, ImportError, SyntaxError, KeyError, TypeError, ValueError, flags.Error) as error:
-    raise InputError(str(error).strip()) from error
-
-
-def _lookup(key: str) -> object:
-  node = _CONFIG.value
-  for part in key.split(".")[1:]:
-    node = node[part]
-  return node
-
-
-def _has_key(argument: str) -> bool:
-  try:
-    _lookup(argument.removeprefix("--").split("=")[0])
-  except (KeyError, TypeError, AttributeError):
-    return False
-  return True
-
-
-def _siblings(key: str) -> list[str]:
-  parent = key.rpartition(".")[0]
-  while parent:
-    try:
-      return list(_lookup(parent))  # type: ignore[call-overload]
-    except (KeyError, TypeError, AttributeError):
-      parent = parent.rpartition(".")[0]
-  return []
+  except (
+    AttributeError,
+    KeyError,
+  ) as error:  # an override that the configuration lacks; the message starts with the missing part of its key
+    missing = re.findall(r"\w+", str(error))[0]
+    keys = (argument.removeprefix("--").split("=")[0] for argument in argv if argument.startswith("--config."))
+    key = next((key for key in keys if missing in key.split(".")), missing)
+    close = re.search(r'Did you mean "(\w+)"', str(error))
+    raise InputError(f"{key}: no such key; " + (f"did you mean {close[1]!r}?" if close else "see the configuration file")) from error
+  except (OSError, ImportError, SyntaxError, TypeError, ValueError, flags.Error) as error:
+    raise InputError(" ".join(str(error).split())) from error
 
 
 def main(argv: list[str]) -> int:

@@ -153,7 +153,7 @@ def small_arguments(tmp_path, steps=6):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_path):
-  arguments = small_arguments(tmp_path, steps=400)
+  arguments = small_arguments(tmp_path, steps=150)
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   for number in (signal.SIGTERM, signal.SIGKILL):
     process = subprocess.Popen(
@@ -168,10 +168,10 @@ def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_pat
     assert code == (train_module.EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)
   assert command(*arguments).returncode == 0
   steps = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
-  assert steps[-1] == 400
+  assert steps[-1] == 150
   whole = tmp_path / "whole"
   assert command(arguments[0], f"--workdir={whole}").returncode == 0
-  last = lambda folder: [line["loss"] for line in lines(folder) if line.get("step") == 400 and "loss" in line]
+  last = lambda folder: [line["loss"] for line in lines(folder) if line.get("step") == 150 and "loss" in line]
   assert last(tmp_path / "run") == last(whole)
 
 

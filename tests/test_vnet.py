@@ -186,8 +186,6 @@ def test_build():
   ("changes", "message"),
   [
     ({"name": "vnt"}, "config.network.name: no 'vnt'; did you mean 'vnet'?"),
-    ({"upsample": "trilinar"}, "config.network.upsample: no 'trilinar'; did you mean 'trilinear'?"),
-    ({"dtype": "int8"}, "config.network.dtype: no 'int8'; known: bfloat16, float32"),
     ({"width": 0}, "config.network: needs width >= 1 and 0 <= dropout < 1, got 0 and 0.5"),
     ({"dropout": 1.0}, "got 16 and 1.0"),
   ],
