@@ -80,6 +80,7 @@ def _load_config(workdir: str | None) -> Config:
 def _parse_flags(argv: list[str]) -> None:
   try:
     flags.FLAGS(argv)
+    _ = _CONFIG.value  # a file that cannot be loaded shows only when the value is asked for
   except (
     AttributeError,
     KeyError,

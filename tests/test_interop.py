@@ -128,6 +128,25 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
     read_state_dict(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_truncated_files_are_named(tmp_path, suffix):
+  path = tmp_path / f"half{suffix}"
+  if suffix == ".npz":
+    np.savez(path, **state_dict())
+  else:
+    pytest.importorskip("safetensors.numpy").save_file(state_dict(), path)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(InputError, match=f"half{suffix}: cannot be read as"):
+    read_state_dict(path)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+  np.savez(tmp_path / "objects.npz", weights=np.array([Exploit(tmp_path / "owned")], dtype=object))
+  with pytest.raises(InputError, match="objects.npz: cannot be read as .npz of plain arrays"):
+    read_state_dict(tmp_path / "objects.npz")
+  assert not (tmp_path / "owned").exists()
+
+
 def test_load_weights_refuses_foreign_files(tmp_path):
   np.savez(tmp_path / "foreign.npz", a=np.zeros(2))
   with pytest.raises(InputError, match="foreign.npz: not a file of converted weights"):

@@ -145,9 +145,7 @@ def test_more_phases_than_one_run_in_order(tmp_path):
 def small_arguments(tmp_path, steps=6):
   cfg = with_train(tiny_config("supervised"), phases=(("train", steps),))
   file = tmp_path / "small.py"
-  file.write_text(
-    f"import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict(json.loads({to_json(cfg)!r}))\n"
-  )
+  file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({dataclasses.asdict(cfg)!r})\n")
   return [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
 
 
