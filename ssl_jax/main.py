@@ -80,7 +80,8 @@ def _load_config(workdir: str | None) -> Config:
 def _parse_flags(argv: list[str]) -> None:
   try:
     flags.FLAGS(argv)
-    _ = _CONFIG.value  # a file that cannot be loaded shows only when the value is asked for
+    if _CONFIG.value is not None:
+      _CONFIG.value.to_dict()  # a file that cannot be loaded shows only when its values are asked for
   except (
     AttributeError,
     KeyError,
