@@ -9,6 +9,7 @@ memory is the process's on a CPU, the device's on a GPU. PyTorch's bfloat16 is i
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -37,18 +38,18 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
   from ssl_jax import methods
   from ssl_jax.core import optim
   from ssl_jax.networks.factory import Networks
-  from ssl_jax.types import NetworkConfig, OptimConfig
+  from ssl_jax.types import NetworkConfig, OptimConfig, Task
 
   module = methods.load(args.method)
   cfg = NetworkConfig(width=args.width, dtype=args.dtype)
-  method = module.build(module.Options(), Networks(cfg, num_classes=2), optim.sgd(OptimConfig(), num_steps=6000))
+  method = module.build(module.Options(), Networks(cfg, num_classes=2), optim.sgd(OptimConfig(), num_steps=6000), Task(8, 6000))
   rng = np.random.default_rng(0)
   half = lambda: {
     "image": rng.standard_normal((args.batch, *args.shape, 1), np.float32),
     "index": np.arange(args.batch, dtype=np.int32),
   }
-  label = rng.integers(0, 2, (args.batch, *args.shape), np.int32)
-  batch = jax.device_put({"labelled": {**half(), "label": label}, "unlabelled": half()})
+  labelled = half()
+  batch = jax.device_put({"labelled": {**labelled, "label": (labelled["image"][..., 0] > 0).astype(np.int32)}, "unlabelled": half()})
   key = jax.random.key(0)
   state = jax.jit(method.init)(key, batch)
   step_fn = jax.jit(method.steps[args.phase or next(iter(method.steps))], donate_argnums=0)
@@ -64,10 +65,11 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
 
 def torch_step(args: argparse.Namespace) -> tuple[Step, Peak]:
   import torch
-  from torch_vnet import training_step
 
+  name = f"torch_{args.method}"
+  module = importlib.import_module(name if (Path(__file__).parent / f"{name}.py").is_file() else "torch_vnet")
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  step = training_step(args.shape, args.batch, args.width, device, getattr(torch, args.dtype))
+  step = module.training_step(args.shape, args.batch, args.width, device, getattr(torch, args.dtype))
   return step, resident_gib if device == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**30
 
 
@@ -159,7 +161,9 @@ def machine() -> Row:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--method", default="supervised", help="ours; PyTorch's step is always the supervised one")
+  parser.add_argument(
+    "--method", default="supervised", help="ours; PyTorch's step is the supervised one unless benchmarks/torch_METHOD.py exists"
+  )
   parser.add_argument("--phase", help="of the method; default: its first")
   parser.add_argument("--shape", default="112,112,80", type=lambda s: tuple(map(int, s.split(","))))
   parser.add_argument("--batch", default=1, type=int, help="labelled images, and as many unlabelled")

@@ -13,30 +13,51 @@ def _blocks(count: int, channels: int, features: int) -> nn.Sequential:
   return nn.Sequential(*(_unit(nn.Conv3d(channels if i == 0 else features, features, 3, padding=1), features) for i in range(count)))
 
 
+def _up(channels: int, features: int, trilinear: bool) -> nn.Module:
+  if not trilinear:
+    return nn.ConvTranspose3d(channels, features, 2, stride=2)
+  return nn.Sequential(nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True), nn.Conv3d(channels, features, 3, padding=1))
+
+
 class VNet(nn.Module):
-  def __init__(self, num_classes: int = 2, width: int = 16, channels: int = 1, dropout: float = 0.5):
+  def __init__(
+    self,
+    num_classes: int = 2,
+    width: int = 16,
+    channels: int = 1,
+    dropout: float = 0.5,
+    trilinear: bool = False,
+    attention: nn.Module | None = None,
+  ):
     super().__init__()
     widths = [width * 2**level for level in range(5)]
     self.encoder = nn.ModuleList(
       _blocks(n, channels if i == 0 else w, w) for i, (n, w) in enumerate(zip((1, 2, 3, 3, 3), widths, strict=True))
     )
     self.down = nn.ModuleList(_unit(nn.Conv3d(w, 2 * w, 2, stride=2), 2 * w) for w in widths[:-1])
-    self.up = nn.ModuleList(_unit(nn.ConvTranspose3d(2 * w, w, 2, stride=2), w) for w in widths[-2::-1])
+    self.up = nn.ModuleList(_unit(_up(2 * w, w, trilinear), w) for w in widths[-2::-1])
     self.decoder = nn.ModuleList(_blocks(n, w, w) for n, w in zip((3, 3, 2, 1), widths[-2::-1], strict=True))
     self.dropout = nn.Dropout3d(dropout)
     self.output = nn.Conv3d(width, num_classes, 1)
 
+    self.attention = attention
+
   def forward(self, x: torch.Tensor) -> torch.Tensor:
+    return self.with_features(x)[0]
+
+  def with_features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     skips = []
     for level, blocks in enumerate(self.encoder):
       if level:
         skips.append(x)
         x = self.down[level - 1](x)
       x = blocks(x)
+      if level == 3 and self.attention is not None:
+        x = self.attention(x)
     x = self.dropout(x)
     for up, blocks in zip(self.up, self.decoder, strict=True):
       x = blocks(up(x) + skips.pop())
-    return self.output(self.dropout(x))
+    return self.output(self.dropout(x)), x
 
 
 def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

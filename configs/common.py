@@ -47,6 +47,30 @@ def left_atrium(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def pancreas(config: ConfigDict) -> ConfigDict:
+  """Pancreas-CT: 96³ crops, stride 16³ [P, C]."""
+  config.data.source = "pancreas_h5"
+  config.data.root = "data/pancreas"
+  config.data.split = "official"
+  config.data.num_labelled = 12
+  config.data.patch = (96, 96, 96)
+  config.eval.stride = (16, 16, 16)
+  return config
+
+
+def brats(config: ConfigDict) -> ConfigDict:
+  """BraTS 2019, whole tumour on FLAIR: 3D U-Net, 96³ crops, stride 16³ [P, C]."""
+  config.data.source = "brats_h5"
+  config.data.root = "data/brats"
+  config.data.split = "official"
+  config.data.num_labelled = 25
+  config.data.patch = (96, 96, 96)
+  config.network.name = "unet3d"
+  config.network.dropout = 0.3  # [L]
+  config.eval.stride = (16, 16, 16)
+  return config
+
+
 def left_atrium_small(config: ConfigDict) -> ConfigDict:
   """Left Atrium at half resolution for two CPU cores: 64×64×32 crops, width 8, 4,000 steps, the last 16 training scans held out."""
   config = left_atrium(config)

@@ -18,7 +18,7 @@ from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SlidingWindow
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree, TrainState
+from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
@@ -101,7 +101,7 @@ def open_experiment(cfg: Config, images: data.Source | None = None) -> Experimen
   source = images or data.open_source(cfg.data)
   split = data.Split((), (), source.names, "images") if images else data.make_split(cfg.data, source)
   steps = sum(n for _, n in cfg.train.phases)
-  method = module.build(options, Networks(cfg.network, source.num_classes), optim.sgd(cfg.optim, steps))
+  method = module.build(options, Networks(cfg.network, source.num_classes), optim.sgd(cfg.optim, steps), Task(len(split.labelled), steps))
   for name, _ in cfg.train.phases:
     if name not in method.steps:
       raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")

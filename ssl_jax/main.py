@@ -5,16 +5,18 @@ import re
 import sys
 
 
-def _with_huge_pages() -> None:
+def with_huge_pages() -> None:
   """Starts the interpreter again with huge pages for malloc, a quarter of the step time on CPU; glibc reads the setting at start only."""
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
 
 
 if __name__ == "__main__":
-  _with_huge_pages()
+  with_huge_pages()
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,11 @@ def _load_config(workdir: str | None) -> Config:
   raise InputError("--config: name a configuration file, such as --config=configs/quickstart.py, or a --workdir that has one")
 
 
-def _parse_flags(argv: list[str]) -> None:
+@contextlib.contextmanager
+def flag_errors(argv: list[str]) -> Iterator[None]:
+  """Turns what parsing `argv` raises into an `InputError` of one line that names the flag, the key or the file."""
   try:
-    flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.to_dict()  # a file that cannot be loaded shows only when its values are asked for
+    yield
   except (
     AttributeError,
     KeyError,
@@ -95,12 +97,24 @@ def _parse_flags(argv: list[str]) -> None:
     raise InputError(" ".join(str(error).split())) from error
 
 
+def _parse_flags(argv: list[str]) -> None:
+  with flag_errors(argv):
+    flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.to_dict()  # a file that cannot be loaded shows only when its values are asked for
+
+
+def use_compile_cache() -> None:
+  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ssl_jax/compiled").expanduser()))
+
+
 def main(argv: list[str]) -> int:
   """Parses the command line and runs; returns the exit status."""
   try:
     _parse_flags(argv)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-      jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ssl_jax/compiled").expanduser()))
+    use_compile_cache()
     cfg = _load_config(_WORKDIR.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem if _CONFIG.value is not None else "run"
     run(cfg, Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}"), _MODE.value, _INPUT.value, _OUTPUT.value)

@@ -45,7 +45,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """What `methods/<name>.py:build(options, networks, optimizer)` returns. All functions are pure and jittable.
+  """What `methods/<name>.py:build(options, networks, optimizer, task)` returns. All functions are pure and jittable.
 
   Attributes:
     init: `(key, batch) -> TrainState`; `batch` gives shapes only, it may hold `jax.ShapeDtypeStruct`s under `eval_shape`.
@@ -78,7 +78,7 @@ class PhantomConfig:
 class DataConfig:
   """Which scans, how they are split, how crops are drawn from them."""
 
-  source: str = "msd"  # msd | la_h5 | la_nrrd | phantom
+  source: str = "msd"  # msd | la_h5 | la_nrrd | pancreas_h5 | pancreas_nifti | brats_h5 | brats_nifti | phantom
   root: str = ""
   split: str = "dev"  # dev: hold out the last `num_holdout` of the training list | official: train.list against test.list
   num_labelled: int = 8
@@ -96,9 +96,9 @@ class DataConfig:
 class NetworkConfig:
   """The backbone."""
 
-  name: str = "vnet"
+  name: str = "vnet"  # vnet | unet3d
   width: int = 16
-  upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"
+  upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"  # vnet only
   dropout: float = 0.5
   dtype: Literal["float32", "bfloat16"] = "float32"  # compute precision; parameters, statistics and losses are f32
 
@@ -110,8 +110,11 @@ class OptimConfig:
   lr: float = 0.01
   momentum: float = 0.9
   weight_decay: float = 1e-4
-  schedule: Literal["constant", "poly"] = "constant"
+  schedule: Literal["constant", "poly", "step"] = "constant"
   poly_power: float = 0.9
+  step_from: int = 0  # step: lr is multiplied by `step_factor` every `step_every` steps after this one
+  step_every: int = 2500
+  step_factor: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,19 @@ class EvalConfig:
   empty: Literal["published", "worst"] = "published"  # distance of an empty prediction: 0, or the volume's diagonal
   select: Literal["last", "best"] = "last"  # which checkpoint
   num_resamples: int = 100  # bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a method may know of a run beside its own options.
+
+  Attributes:
+    num_labelled: number of labelled training cases; `index` of a labelled crop lies below it.
+    num_steps: length of all phases together.
+  """
+
+  num_labelled: int
+  num_steps: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,10 +37,10 @@ def phases(method: str) -> tuple[str, ...]:
   import optax
 
   from ssl_jax.networks.factory import Networks
-  from ssl_jax.types import NetworkConfig
+  from ssl_jax.types import NetworkConfig, Task
 
   module = methods.load(method)
-  return tuple(module.build(module.Options(), Networks(NetworkConfig(width=2), 2), optax.sgd(0.1)).steps)
+  return tuple(module.build(module.Options(), Networks(NetworkConfig(width=2), 2), optax.sgd(0.1), Task(2, 6)).steps)
 
 
 def with_train(cfg: Config, **changes) -> Config:

@@ -16,7 +16,7 @@ from ssl_jax import config, methods
 from ssl_jax.core import optim
 from ssl_jax.experiment import open_experiment
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config
+from ssl_jax.types import Config, Task
 from tests.helpers import ROOT, tiny_config
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
@@ -26,7 +26,7 @@ SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
 def build(cfg, num_classes=2):
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"})
-  return module.build(options, Networks(cfg.network, num_classes), optim.sgd(cfg.optim, 10))
+  return module.build(options, Networks(cfg.network, num_classes), optim.sgd(cfg.optim, 10), Task(cfg.data.num_labelled, 10))
 
 
 def spec(cfg, channels=1):

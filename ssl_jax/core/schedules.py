@@ -22,7 +22,12 @@ def ramp(t: Array | float, length: float) -> Array:
 
 
 def learning_rate(cfg: OptimConfig, num_steps: int) -> Callable[[Array], Array]:
-  """Returns step -> learning rate: `constant`, or `poly`: lr · (1 − step/num_steps)^power."""
+  """Returns step -> learning rate.
+
+  `constant`; `poly`: lr · (1 − step/num_steps)^power; `step`: lr · factor^⌊max(step − from, 0)/every⌋.
+  """
   if cfg.schedule == "constant":
     return lambda step: jnp.full_like(step, cfg.lr, jnp.float32)
+  if cfg.schedule == "step":
+    return lambda step: cfg.lr * cfg.step_factor ** (jnp.maximum(step - cfg.step_from, 0) // cfg.step_every)
   return lambda step: cfg.lr * (1.0 - jnp.clip(step / num_steps, 0.0, 1.0)) ** cfg.poly_power

@@ -57,7 +57,7 @@ def forward(network: Any, params: PyTree, stats: PyTree, image: Array, *, key: A
   rngs = None if key is None else {"dropout": key}
   settings = {"train": True, "dropout": key is not None, "views": views}
   out, new = network.apply({"params": params, "batch_stats": stats}, image, **settings, rngs=rngs, mutable=["batch_stats"])
-  return out, new["batch_stats"]
+  return out, new.get("batch_stats", {})
 
 
 def probabilities(network: Any, params: PyTree, stats: PyTree, image: Array) -> Array:
@@ -68,4 +68,4 @@ def probabilities(network: Any, params: PyTree, stats: PyTree, image: Array) -> 
 def init_network(network: Any, key: Array, image: Array) -> tuple[PyTree, PyTree]:
   """Returns `(params, batch_stats)` of a network for images of this shape."""
   variables = network.init(key, jnp.zeros(image.shape, image.dtype), train=False)
-  return variables["params"], variables["batch_stats"]
+  return variables["params"], variables.get("batch_stats", {})

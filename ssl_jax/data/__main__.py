@@ -1,4 +1,11 @@
-"""Command line: `python -m ssl_jax.data import-la RAW_FOLDER OUT_FOLDER --seed=0` and `python -m ssl_jax.data check ROOT`."""
+"""Command line: `python -m ssl_jax.data check ROOT`, and importers from what the challenges share to the h5 files that methods read.
+
+```
+python -m ssl_jax.data import-la RAW_FOLDER OUT_FOLDER --seed=0
+python -m ssl_jax.data import-pancreas NIFTI_FOLDER OUT_FOLDER --exclude-duplicates
+python -m ssl_jax.data import-brats NIFTI_FOLDER OUT_FOLDER
+```
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -6,9 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.data.la import import_la
+from ssl_jax.data import brats, la, pancreas
 from ssl_jax.data.sources import open_source
 from ssl_jax.types import DataConfig, InputError
+
+# Source -> glob patterns of which any file shows its layout; the first that fits is taken.
+LAYOUTS = {
+  "la_h5": (la.H5_PATTERN.format("*"),),
+  "la_nrrd": (la.RAW_PATTERN.format("*"),),
+  "pancreas_h5": (pancreas.H5_PATTERN.format("*"),),
+  "brats_h5": (brats.H5_PATTERN.format("*"),),
+  "msd": ("dataset.json",),
+  "brats_nifti": tuple(f"{folder}/*_flair.nii*" for folder in brats.NIFTI_FOLDERS),
+  "pancreas_nifti": tuple(f"{folder}/label[0-9]*.nii*" for folder in pancreas.NIFTI_FOLDERS),
+}
 
 
 def check(root: str) -> int:
@@ -18,8 +36,7 @@ def check(root: str) -> int:
     InputError: the folder as a whole cannot be used.
   """
   folder = Path(root).expanduser()
-  layouts = {"la_h5": "*/mri_norm2.h5", "la_nrrd": "*/lgemri.nrrd"}
-  kind = next((name for name, pattern in layouts.items() if any(folder.glob(pattern))), "msd")
+  kind = next((name for name, patterns in LAYOUTS.items() if any(any(folder.glob(pattern)) for pattern in patterns)), "msd")
   source = open_source(DataConfig(source=kind, root=root))
   print(f"{root}: source {kind!r}, {source.channels} channel(s), classes {', '.join(source.class_names)}")
   print(f"{len(source.train_names)} training cases, {len(source.test_names)} test cases")
@@ -45,17 +62,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit status: 0, 1 for a problem found by `check`, 2 for a wrong input."""
   parser = argparse.ArgumentParser(prog="python -m ssl_jax.data", description="Prepare and inspect data folders.")
   commands = parser.add_subparsers(dest="command", required=True)
-  importer = commands.add_parser("import-la", help="raw Left Atrium challenge files -> the prepared h5 layout")
-  importer.add_argument("raw_folder")
-  importer.add_argument("out_folder")
-  importer.add_argument("--seed", type=int, default=0, help="of the random crop margins")
+  importers = {
+    "import-la": "raw Left Atrium challenge files -> the prepared h5 layout",
+    "import-pancreas": "Pancreas-CT as NIfTI files -> the prepared h5 layout",
+    "import-brats": "BraTS 2019 challenge files -> the prepared h5 layout, FLAIR and whole tumour",
+  }
+  for command, words in importers.items():
+    importer = commands.add_parser(command, help=words)
+    importer.add_argument("raw_folder")
+    importer.add_argument("out_folder")
+    if command == "import-la":
+      importer.add_argument("--seed", type=int, default=0, help="of the random crop margins")
+    if command == "import-pancreas":
+      importer.add_argument("--exclude-duplicates", action="store_true", help="leave out cases 25 and 70, which repeat other scans")
   checker = commands.add_parser("check", help="read every case and report what is there")
   checker.add_argument("root")
   options = parser.parse_args(arguments)
   try:
     if options.command == "check":
       return int(check(options.root) > 0)
-    names = import_la(options.raw_folder, options.out_folder, options.seed)
+    folders = (options.raw_folder, options.out_folder)
+    if options.command == "import-la":
+      names = la.import_la(*folders, options.seed)
+    elif options.command == "import-pancreas":
+      names = pancreas.import_pancreas(*folders, options.exclude_duplicates)
+    else:
+      names = brats.import_brats(*folders)
     print(f"{len(names)} cases written to {options.out_folder}")
     return 0
   except InputError as error:

@@ -95,6 +95,26 @@ def check_root(root: str, advice: str) -> Path:
   raise InputError(f"{problem}: {advice} To try ssl_jax without any data, run --config=configs/quickstart.py.")
 
 
+def find_cases(root: Path, pattern: str, advice: str) -> list[str]:
+  """Sorted names of the cases that have a file below `root`.
+
+  Args:
+    root: the data folder.
+    pattern: a case's file relative to `root`; `{}` stands for the case's name.
+    advice: what to do when there is none.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  before, after = pattern.split("{}")
+  files = (path.relative_to(root).as_posix() for path in root.glob(pattern.format("*")))
+  names = sorted(file[len(before) : len(file) - len(after)] for file in files)
+  names = [name for name in names if not name.startswith(".")]  # macOS leaves `._*` copies
+  if not names:
+    raise InputError(f"{root} holds no {pattern.format('<case>')}: {advice}")
+  return names
+
+
 def read_list(path: Path) -> tuple[str, ...] | None:
   """Case names of a list file, one a line, or `None` when there is no such file.
 
@@ -120,22 +140,25 @@ def check_relative(entry: str, where: Path) -> None:
 
 
 def resolve_lists(
-  root: Path, cfg: DataConfig, found_train: Sequence[str], found_test: Sequence[str] = ()
+  root: Path, cfg: DataConfig, found_train: Sequence[str], found_test: Sequence[str] = (), endings: Sequence[str] = (".list",)
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Training and test names from the list files or, where a list is missing, from the folders in sorted order.
 
   Args:
     root: folder that holds the list files `cfg.train_list` and `cfg.test_list`.
     found_train, found_test: the cases on disk, sorted.
+    endings: of the default list files, tried in this order; a name that the configuration gives is taken as it is.
 
   Raises:
     InputError: a list that was asked for by name is missing, names an unknown case, or shares a case with the other list.
   """
-  lists = []
+  files, lists = [], []
   for key in ("train_list", "test_list"):
-    file = root / getattr(cfg, key)
+    name, default = getattr(cfg, key), getattr(DataConfig, key)
+    candidates = [root / name] if name != default else [root / Path(default).with_suffix(ending) for ending in endings]
+    file = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
     listed = read_list(file)
-    if listed is None and getattr(cfg, key) != getattr(DataConfig, key):
+    if listed is None and name != default:
       raise InputError(f"data.{key}: {file} does not exist; write one case name a line, or drop the option")
     known = set(found_train) | set(found_test)
     absent = [name for name in listed or () if name not in known]
@@ -143,12 +166,13 @@ def resolve_lists(
       near = difflib.get_close_matches(absent[0], sorted(known), n=1)
       hint = f" (nearest: {near[0]!r})" if near else ""
       raise InputError(f"{file}: {len(absent)} of {len(listed or ())} entries have no data under {root}, first {absent[0]!r}{hint}")
+    files.append(file)
     lists.append(listed)
   test = tuple(found_test) if lists[1] is None else lists[1]
   train = tuple(name for name in found_train if name not in set(test)) if lists[0] is None else lists[0]
   shared = sorted(set(train) & set(test))
   if shared:
-    raise InputError(f"{root}: {shared[0]!r} is in both {cfg.train_list} and {cfg.test_list}; a case may only be in one")
+    raise InputError(f"{root}: {shared[0]!r} is in both {files[0].name} and {files[1].name}; a case may only be in one")
   return train, test
 
 
@@ -167,3 +191,36 @@ def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Se
   if unexpected.size:
     raise InputError(f"{file}: label value {unexpected[0]:g} is unknown, known values: {', '.join(str(k) for k in known)}")
   return label.astype(np.uint8)
+
+
+def check_volumes(image: np.ndarray, label: np.ndarray | None, files: Sequence[Path], known: Sequence[int]) -> np.ndarray | None:
+  """Checks what must hold for one channel and one organ in 3D, and returns the label as u8.
+
+  Args:
+    image: number[X, Y, Z].
+    label: number[X, Y, Z], or `None` for a case without one.
+    files: the image's file first, the label's last; one file may hold both.
+    known: label values that may occur.
+
+  Raises:
+    InputError: an image that is not 3D or not finite, a label of another shape, with an unknown value or without any voxel.
+  """
+  if image.ndim != 3:
+    raise InputError(f"{files[0]}: image shape {image.shape} is not 3D; save one volume of one channel")
+  check_image(image, files[0])
+  if label is None:
+    return None
+  label = check_label(label, image.shape, files[-1], known)
+  if not label.any():
+    raise InputError(f"{files[-1]}: the label marks no voxel; repair it, or remove the label to use the scan as unlabelled")
+  return label
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
+  """Voxel size in mm along the three axes that f64[4, 4] `affine` maps to mm."""
+  return tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def assemble_case(name: str, image: np.ndarray, label: np.ndarray | None, affine: np.ndarray) -> Case:
+  """Returns the case of a checked image [X, Y, Z] of one channel; its spacing is that of the affine."""
+  return Case(name, np.ascontiguousarray(image[..., None], dtype=np.float32), label, spacing_of(affine), affine)

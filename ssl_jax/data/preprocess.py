@@ -1,8 +1,10 @@
-"""What happens to a whole scan once, before it is cached: averaging blocks of voxels, normalisation."""
+"""What happens to a whole scan once, before it is cached: cropping, resampling, averaging blocks of voxels, normalisation."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from ssl_jax.data.case import Case
 from ssl_jax.types import InputError
@@ -56,3 +58,46 @@ def zscore_case(case: Case) -> Case:
   std = case.image.std(axis=axes, dtype=np.float64)
   image = (case.image - mean) / np.where(std > 0, std, 1.0)
   return dataclasses.replace(case, image=image.astype(np.float32))
+
+
+def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...] | None:
+  """First and last index of the nonzero voxels along each axis; `None` when there is none."""
+  extent = []
+  for axis in range(mask.ndim):
+    filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+    if not filled.size:
+      return None
+    extent.append((int(filled[0]), int(filled[-1])))
+  return tuple(extent)
+
+
+def translation(offset_vox: Sequence[int]) -> np.ndarray:
+  """f64[4, 4] that maps a voxel of a crop to the same voxel of the whole scan; zero beyond the offsets given."""
+  shift = np.eye(4)
+  shift[: len(offset_vox), 3] = offset_vox
+  return shift
+
+
+def resample(
+  volume: np.ndarray, spacing: Sequence[float], target_mm: float, order: int, box: tuple[slice, ...] | None = None
+) -> np.ndarray:
+  """Samples a scan on an isotropic grid that starts at its first voxel's centre: index i lies at i · target_mm / spacing of the scan.
+
+  The grid has round(side · spacing / target_mm) voxels along each axis. `scipy.ndimage.zoom` would align the outer voxels' centres
+  instead, so that its voxels do not measure exactly `target_mm`.
+
+  Args:
+    volume: number[X, Y, Z].
+    spacing: mm along each axis.
+    target_mm: side of the new voxels.
+    order: 0 takes the nearest voxel, 1 interpolates linearly.
+    box: part of the new grid to compute; `None` for all of it.
+
+  Returns: the same dtype, the box's shape.
+  """
+  step_vox = np.array([target_mm / side for side in spacing])
+  if box is None:
+    box = tuple(slice(0, max(round(float(side / step)), 1)) for side, step in zip(volume.shape, step_vox, strict=True))
+  start = step_vox * [part.start for part in box]
+  shape = tuple(part.stop - part.start for part in box)
+  return ndimage.affine_transform(volume, np.diag(step_vox), start, shape, order=order, mode="nearest", prefilter=False)

@@ -5,9 +5,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ssl_jax.data.brats import open_brats_h5, open_brats_nifti
 from ssl_jax.data.case import Case, Source, unknown_name
 from ssl_jax.data.la import open_la_h5, open_la_nrrd
 from ssl_jax.data.msd import open_msd
+from ssl_jax.data.pancreas import open_pancreas_h5, open_pancreas_nifti
 from ssl_jax.data.phantom import PhantomSource
 from ssl_jax.data.preprocess import downsample_case, zscore_case
 from ssl_jax.types import DataConfig
@@ -16,6 +18,10 @@ _OPENERS: dict[str, Callable[[DataConfig], Source]] = {
   "msd": open_msd,
   "la_h5": open_la_h5,
   "la_nrrd": open_la_nrrd,
+  "pancreas_h5": open_pancreas_h5,
+  "pancreas_nifti": open_pancreas_nifti,
+  "brats_h5": open_brats_h5,
+  "brats_nifti": open_brats_nifti,
   "phantom": lambda cfg: PhantomSource(cfg.phantom),
 }
 _NORMALISERS: dict[str, Callable[[Case], Case]] = {"none": lambda case: case, "zscore": zscore_case}

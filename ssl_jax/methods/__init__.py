@@ -1,7 +1,7 @@
 """Semi-supervised methods, one file each.
 
 A method file defines `Options`, a frozen dataclass whose fields are the keys of `config.method`, and
-`build(options, networks, optimizer) -> Method`. It is found by its file name; nothing else needs to know of it.
+`build(options, networks, optimizer, task) -> Method`. It is found by its file name; nothing else needs to know of it.
 """
 
 import importlib

@@ -28,7 +28,7 @@ from ssl_jax.core.step import forward, init_network, probabilities, weighted_ter
 from ssl_jax.ops.contrast import positive_supervision
 from ssl_jax.ops.cutmix import strong_view
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
-from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, TrainState
+from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Options:
   unlabelled_ramp_steps: int = 0
 
 
-def build(options: Options, networks: Any, optimizer: optax.GradientTransformation) -> Method:
+def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
   """Returns the method; see `types.Method`."""
   network, cps_head = networks.backbone(), networks.cps_head()
   dim = networks.dim(spatial=options.spatial, integrate=options.integrate, cross_class=options.cross_class)

@@ -20,7 +20,7 @@ from ssl_jax.core import ema, rng
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import forward, init_network, probabilities, weighted_terms
 from ssl_jax.ops.segmentation import ce_dice
-from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
+from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Options:
   teacher_dropout: bool = False
 
 
-def build(options: Options, networks: Any, optimizer: optax.GradientTransformation) -> Method:
+def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
   """Returns the method; see `types.Method`."""
   network = networks.backbone()
 

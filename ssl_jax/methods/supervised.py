@@ -17,7 +17,7 @@ import optax
 from ssl_jax.core import rng
 from ssl_jax.core.step import forward, init_network, probabilities
 from ssl_jax.ops.segmentation import ce_dice
-from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
+from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Options:
   """Nothing to choose."""
 
 
-def build(options: Options, networks: Any, optimizer: optax.GradientTransformation) -> Method:
+def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
   """Returns the method; see `types.Method`."""
   network = networks.backbone()
 

@@ -5,14 +5,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ssl_jax.networks.unet import UNet3D
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.types import InputError, NetworkConfig, nearest
 
-_NETWORKS: dict[str, Any] = {"vnet": VNet}
+_NETWORKS: dict[str, Any] = {"vnet": VNet, "unet3d": UNet3D}
 
 
-def build(cfg: NetworkConfig, *, num_classes: int) -> nn.Module:
-  """Returns the network of a configuration.
+def build(cfg: NetworkConfig, *, num_classes: int, **extra: Any) -> nn.Module:
+  """Returns the network of a configuration; `extra` are attributes that only some networks have, such as `cma`.
 
   Raises:
     InputError: no such network, with the nearest name there is, or a number out of range.
@@ -21,4 +22,8 @@ def build(cfg: NetworkConfig, *, num_classes: int) -> nn.Module:
     raise InputError(f"config.network.name: no {cfg.name!r}; {nearest(cfg.name, _NETWORKS)}")
   if cfg.width < 1 or not 0 <= cfg.dropout < 1:
     raise InputError(f"config.network: needs width >= 1 and 0 <= dropout < 1, got {cfg.width} and {cfg.dropout}")
-  return _NETWORKS[cfg.name](num_classes, cfg.width, cfg.upsample, cfg.dropout, jnp.dtype(cfg.dtype))
+  for key in extra:
+    if key not in _NETWORKS[cfg.name].__dataclass_fields__:
+      raise InputError(f"config.network.name: {cfg.name!r} has no {key!r}, which this method needs; use 'vnet'")
+  common = {"width": cfg.width, "upsample": cfg.upsample, "dropout": cfg.dropout, "dtype": jnp.dtype(cfg.dtype)}
+  return _NETWORKS[cfg.name](num_classes=num_classes, **common, **extra)

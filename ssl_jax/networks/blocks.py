@@ -1,7 +1,7 @@
 """Layers of the segmentation networks, for two and three dimensions, initialised as PyTorch does."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,16 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   """Returns PyTorch's default initialisation of kernels and biases: U(±1/√fan_in)."""
   bound = 1.0 / math.sqrt(fan_in)
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class NetworkOutput(NamedTuple):
+  """Logits f32[B, *spatial, C]; decoder features of 4n, 2n, n channels at 1/4, 1/2, full resolution; the bottleneck's 16n at 1/16."""
+
+  logits: Array
+  f2: Array
+  f3: Array
+  f4: Array
+  bottleneck: Array
 
 
 class Conv(nn.Module):
@@ -50,6 +60,24 @@ class Down(nn.Module):
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
     bias = self.param("bias", init, (self.features,))
     return conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class InstanceNorm(nn.Module):
+  """Normalisation of every sample by its own statistics, without parameters, and a ReLU."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises [B, *spatial, C]."""
+    channels = x.shape[-1]
+    return norm.batch_norm(x, jnp.ones(channels), jnp.zeros(channels), True, x.shape[0])[0]
+
+
+def max_pool2(x: Array) -> Array:
+  """Halves every spatial side of [B, *spatial, C], keeping the largest of each block; slices, since XLA's gradient of windows is slow."""
+  for axis in range(1, x.ndim - 1):
+    first, second = (jax.lax.slice_in_dim(x, start, None, stride=2, axis=axis) for start in (0, 1))
+    x = jnp.maximum(first, second)
+  return x
 
 
 class Up(nn.Module):
@@ -107,6 +135,30 @@ class BatchNorm(nn.Module):
       running_mean.value = 0.9 * running_mean.value + 0.1 * mean[0]
       running_var.value = 0.9 * running_var.value + 0.1 * var[0] * (count / max(count - 1, 1))
     return y
+
+
+class RowBatchNorm(nn.Module):
+  """BatchNorm over the rows of a list that count; constants and running averages as in `BatchNorm`."""
+
+  @nn.compact
+  def __call__(self, rows: Array, counted: Array, train: bool) -> Array:
+    """Normalises f32[m, C]; rows outside `counted` bool[m] take part in no statistics, and without any the running averages serve."""
+    channels = rows.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+    mean, var = running_mean.value, running_var.value
+    if train:
+      weight, count = counted[:, None].astype(rows.dtype), jnp.sum(counted)
+      enough = count > 1
+      mean = jnp.where(enough, jnp.sum(weight * rows, axis=0) / jnp.maximum(count, 1), mean)
+      var = jnp.where(enough, jnp.sum(weight * (rows - mean) ** 2, axis=0) / jnp.maximum(count, 1), var)
+      if self.is_mutable_collection("batch_stats"):
+        keep = jnp.where(enough, 0.9, 1.0)
+        running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
+        running_var.value = keep * running_var.value + (1.0 - keep) * var * (count / jnp.maximum(count - 1, 1))
+    return (rows - mean) * jax.lax.rsqrt(var + norm.EPSILON) * scale + bias
 
 
 def channel_dropout(module: nn.Module, x: Array, rate: float, active: bool) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ssl_jax import networks
 from ssl_jax.networks.dim import DIM, CPSHead, Rectifier
+from ssl_jax.networks.heads import Projection
 from ssl_jax.types import NetworkConfig
 
 
@@ -28,9 +29,19 @@ class Networks:
     """F = 4n: channels of the second decoder level f2."""
     return 4 * self.cfg.width
 
-  def backbone(self, **changes: Any) -> nn.Module:
-    """Returns the segmentation network; `changes` replace keys of the configuration, such as `upsample="trilinear"` for a second view."""
-    return networks.build(dataclasses.replace(self.cfg, **changes), num_classes=self.num_classes)
+  def backbone(self, upsample: str | None = None, **extra: Any) -> nn.Module:
+    """Returns the segmentation network.
+
+    Args:
+      upsample: another decoder than the configuration's, for a second view.
+      extra: further attributes of the network, such as `cma=True`.
+    """
+    changes: dict[str, Any] = {"upsample": upsample} if upsample else {}
+    return networks.build(dataclasses.replace(self.cfg, **changes), num_classes=self.num_classes, **extra)
+
+  def projection(self, features: int) -> Projection:
+    """Returns a head on single voxels' features."""
+    return Projection(features)
 
   def dim(self, **options: Any) -> DIM:
     """Returns a Dynamic Interaction Module."""

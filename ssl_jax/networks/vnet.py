@@ -1,25 +1,16 @@
 """V-Net as the semi-supervised literature uses it: no residual connections, added skips."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ssl_jax.networks.blocks import BatchNorm, Conv, Down, Up, channel_dropout
+from ssl_jax.networks.attention import CrossSampleAttention
+from ssl_jax.networks.blocks import BatchNorm, Conv, Down, NetworkOutput, Up, channel_dropout
 from ssl_jax.types import Array
 
 ENCODER_BLOCKS = (1, 2, 3, 3, 3)
 DECODER_BLOCKS = (3, 3, 2, 1)
-
-
-class VNetOutput(NamedTuple):
-  """Logits f32[B, *spatial, C]; decoder features of 4n, 2n, n channels at 1/4, 1/2, full resolution; the bottleneck's 16n at 1/16."""
-
-  logits: Array
-  f2: Array
-  f3: Array
-  f4: Array
-  bottleneck: Array
 
 
 class VNet(nn.Module):
@@ -31,6 +22,7 @@ class VNet(nn.Module):
     upsample: "transpose", "trilinear" or "nearest", see `blocks.Up`.
     dropout: rate of channel dropout after level 5 and before the output convolution.
     dtype: compute precision; parameters, statistics and logits are f32.
+    cma: attention across samples after encoder level 4, in training mode only (CAML's auxiliary network).
 
   Source: V-Net (Milletari et al. 2016) in the form of UA-MT, MC-Net, CAML and CML [C].
   """
@@ -40,9 +32,10 @@ class VNet(nn.Module):
   upsample: str = "transpose"
   dropout: float = 0.5
   dtype: Any = jnp.float32
+  cma: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> VNetOutput:
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput:
     """Segments images.
 
     Args:
@@ -75,6 +68,8 @@ class VNet(nn.Module):
         x = Down(features, dtype=self.dtype, name=f"encoder{level + 1}_down")(x)
         x = BatchNorm(relu=True, name=f"encoder{level + 1}_down_norm")(x, train, views)
       x = blocks(x, count, features, f"encoder{level + 1}")
+      if level == 3 and self.cma and (train or self.is_initializing()):
+        x = CrossSampleAttention(dtype=self.dtype, name="cma")(x, dropout)
     bottleneck = x = channel_dropout(self, x, self.dropout, dropout)
 
     features_of = {}
@@ -85,4 +80,4 @@ class VNet(nn.Module):
       features_of[level] = x = blocks(x + skip, count, skip.shape[-1], f"decoder{level}")
     x = channel_dropout(self, x, self.dropout, dropout)
     logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)
-    return VNetOutput(logits, features_of[2], features_of[3], features_of[4], bottleneck)
+    return NetworkOutput(logits, features_of[2], features_of[3], features_of[4], bottleneck)

@@ -1,4 +1,4 @@
-"""Drawing voxels from masks, and the contrastive loss over the drawn ones."""
+"""Contrastive loss over voxels drawn from masks."""
 
 from collections.abc import Callable
 
@@ -6,35 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_BLOCK = 256
-
-
-def draw(key: Array, mask: Array, count: int) -> tuple[Array, Array]:
-  """Draws `count` positions uniformly, with replacement, among the True entries of a mask.
-
-  Counts per block of voxels are summed up, the blocks are searched, then one block per draw is searched: one pass over the mask, no sort.
-
-  Args:
-    key: PRNG key.
-    mask: bool[B, V].
-    count: number of draws.
-
-  Returns:
-    `(index i32[count] into the flattened mask, valid bool[])`; without a True entry `valid` is False and the indices are arbitrary but in
-    range.
-  """
-  batch, voxels = mask.shape
-  blocks = jnp.pad(mask, ((0, 0), (0, -voxels % _BLOCK))).reshape(batch, -1, _BLOCK)
-  per_block = jnp.sum(blocks, axis=-1, dtype=jnp.int32).reshape(-1)
-  ends = jnp.cumsum(per_block)
-  rank = jax.random.randint(key, (count,), 0, jnp.maximum(ends[-1], 1))
-  block = jnp.minimum(jnp.searchsorted(ends, rank, side="right"), per_block.size - 1)
-  rank_in_block = rank - (ends[block] - per_block[block])
-  seen = jnp.cumsum(blocks.reshape(-1, _BLOCK)[block], axis=-1, dtype=jnp.int32)
-  offset = jnp.argmax(seen > rank_in_block[:, None], axis=-1)
-  blocks_per_sample = blocks.shape[1]
-  sample, position = block // blocks_per_sample, (block % blocks_per_sample) * _BLOCK + offset
-  return sample * voxels + jnp.minimum(position, voxels - 1), ends[-1] > 0
+from ssl_jax.ops.select import draw
 
 
 def unit(x: Array) -> Array:

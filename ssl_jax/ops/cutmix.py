@@ -34,6 +34,24 @@ def box_in_plane(key: Array, batch: int, spatial: tuple[int, ...], alpha: float)
   return jnp.broadcast_to(mask, (batch, *spatial))
 
 
+def box_anywhere(key: Array, spatial: tuple[int, ...], fraction: float) -> Array:
+  """Draws one box of side ⌊fraction · size⌋ along every axis, uniform among the places where it fits.
+
+  Returns:
+    bool[*spatial], True inside the box.
+
+  Source: CML, eq. 5; BCP.
+  """
+  mask = jnp.ones(spatial, bool)
+  for axis, (size, axis_key) in enumerate(zip(spatial, jax.random.split(key, len(spatial)), strict=True)):
+    side = int(fraction * size)
+    start = jax.random.randint(axis_key, (), 0, size - side + 1)
+    grid = jnp.arange(size)
+    inside = (grid >= start) & (grid < start + side)
+    mask = mask & inside.reshape(tuple(size if a == axis else 1 for a in range(len(spatial))))
+  return mask
+
+
 def mix(mask: Array, value: Array, partner: Array) -> Array:
   """Returns `value` outside `mask` and `value[partner]` inside.
 

@@ -55,6 +55,22 @@ def dice_soft(prob: Array, label: Array, smooth: float = 1e-5) -> Array:
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 
+def dice_batch(prob: Array, label: Array, smooth: float = 1e-8) -> Array:
+  """Soft Dice loss over the whole batch: mean over foreground classes of 1 − (2Σpy + ε)/(Σp + Σy + ε).
+
+  Args:
+    prob: f32[B, *spatial, C]; gradient flows here.
+    label: i32[B, *spatial].
+    smooth: ε.
+
+  Source: published code of CAML [C].
+  """
+  axes = tuple(range(prob.ndim - 1))
+  target = jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)[..., 1:]
+  overlap, size = jnp.sum(prob[..., 1:] * target, axes), jnp.sum(prob[..., 1:], axes) + jnp.sum(target, axes)
+  return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
+
+
 def ce_dice(logits: Array, label: Array) -> Array:
   """Returns ℓ_s = ½ (CE + Dice) over logits f32[B, *spatial, C] and labels i32[B, *spatial].
 

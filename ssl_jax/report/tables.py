@@ -59,6 +59,30 @@ def markdown_table(results: Sequence[Mapping[str, Any]], *, spread: str = "auto"
   return "\n".join([*(f"| {' | '.join(line)} |" for line in table), "", _caption(rows, spread, unit)])
 
 
+def published_table(rows: Sequence[tuple[str, Mapping[str, float], Sequence[Mapping[str, Any]]]], *, num_seeds: int) -> str:
+  """A Markdown table of variants of one experiment, published numbers beside ours, and a line under it that says what ours are.
+
+  Args:
+    rows: per variant its name, the published number of each metric that is known (Dice and Jaccard in percent), and one result, as
+      `evaluate` returns it, of each finished seed.
+    num_seeds: how many seeds a variant should have.
+  Returns: lines joined by newlines, without one at the end. A metric without any published number has no such column; ± is the standard
+    deviation over seeds, left out for one; variants without results show "–".
+  """
+  known = {name for _, published, _ in rows for name in published}
+  columns = [(name, whose) for name in METRICS for whose in ("paper", "ours") if whose == "ours" or name in known]
+  headings = ["Variant", *(f"{_HEADINGS[name]} {whose}" for name, whose in columns), "Seeds"]
+  table = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+  for variant, published, results in rows:
+    ours = {name: _cell(results, name, "seeds", "voxels") if results else "–" for name in METRICS}
+    paper = {name: f"{published[name]:.2f}" if name in published else "" for name in METRICS}
+    cells = [(ours if whose == "ours" else paper)[name] for name, whose in columns]
+    table.append([variant, *cells, f"{len(results)}/{num_seeds}"])
+  finished = [result for _, _, results in rows for result in results]
+  caption = f"{_facts(finished, 'seeds', 'voxels')}." if finished else "No run has finished."
+  return "\n".join([*(f"| {' | '.join(line)} |" for line in table), "", caption])
+
+
 def _load(file: Path) -> dict[str, Any]:
   try:
     result = json.loads(file.read_text())
@@ -111,15 +135,19 @@ def _empty(row: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _caption(rows: Sequence[Sequence[Mapping[str, Any]]], spread: str, unit: str) -> str:
-  flat = [result for row in rows for result in row]
+  facts = _facts([result for row in rows for result in row], spread, unit)
+  return f"{facts}. Empty: cases with an empty prediction or label, over all cases."
+
+
+def _facts(results: Sequence[Mapping[str, Any]], spread: str, unit: str) -> str:
   what = {
     "cases": "Mean ± standard deviation over cases",
     "seeds": "Mean ± standard deviation over seeds",
     "bootstrap": "Mean ± its standard deviation over resamples of the cases",
   }[spread]
-  facts = [what, f"distances in {unit}", f"{_values(flat, 'select')} checkpoint", f"step {_values(flat, 'step')}"]
-  facts += [f"{_values(flat, 'split')} split"] if all("split" in result for result in flat) else []
-  return f"{'; '.join(facts)}; seed {_values(flat, 'seed')}. Empty: cases with an empty prediction or label, over all cases."
+  facts = [what, f"distances in {unit}", f"{_values(results, 'select')} checkpoint", f"step {_values(results, 'step')}"]
+  facts += [f"{_values(results, 'split')} split"] if all("split" in result for result in results) else []
+  return f"{'; '.join(facts)}; seed {_values(results, 'seed')}"
 
 
 def _values(results: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,36 +9,13 @@ import optax
 import pytest
 
 from ssl_jax import config, methods
-from ssl_jax.networks.blocks import BatchNorm, Conv, channel_dropout
 from ssl_jax.networks.dim import DIM, CPSHead, Rectifier
-from ssl_jax.networks.factory import Networks
-from ssl_jax.networks.vnet import VNetOutput
 from ssl_jax.ops import contrast, cutmix
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
-from ssl_jax.types import InputError, NetworkConfig
+from ssl_jax.types import InputError, Task
+from tests.methods.common import RNG, ce_dice_numpy, nll, normal, small_networks, softmax
 
 C, R, F, F3 = 3, 4, 8, 4
-RNG = np.random.default_rng(0)
-
-
-def normal(*shape):
-  return RNG.normal(size=shape).astype(np.float32)
-
-
-def softmax(x, axis=-1):
-  e = np.exp(x - x.max(axis, keepdims=True))
-  return e / e.sum(axis, keepdims=True)
-
-
-def nll(logits, label):
-  return -np.take_along_axis(np.log(softmax(logits)), label[..., None], -1)[..., 0]
-
-
-def ce_dice_numpy(logits, label):
-  prob, target = softmax(logits), np.eye(logits.shape[-1])[label]
-  axes = tuple(range(1, prob.ndim - 1))
-  dice = 1 - (2 * (prob * target).sum(axes) + 1e-5) / (prob.sum(axes) + target.sum(axes) + 1e-5)
-  return 0.5 * (nll(logits, label).mean() + dice.mean())
 
 
 def test_eq_1_supervised_loss_with_an_absent_class():
@@ -246,26 +222,9 @@ def test_cutmix_box_and_mixture():
   del rows, columns
 
 
-class Pyramid(nn.Module):
-  """Stands in for the V-Net: the same outputs from one layer each, so that a step compiles in a second."""
-
-  @nn.compact
-  def __call__(self, x, *, train, dropout=None, views=1):
-    f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
-    f4 = channel_dropout(self, f4, 0.5, bool(dropout))
-    f3, f2 = Conv(4, size=1)(3 * f4[:, ::2, ::2, ::2]), Conv(8, size=1)(3 * f4[:, ::4, ::4, ::4])  # averages would hide what DIM attends to
-    return VNetOutput(Conv(2, size=1)(f4), f2, f3, f4, f2)
-
-
-class SmallNetworks(Networks):
-  def backbone(self, **changes):
-    return Pyramid()
-
-
 def tiny(**changes):
   options = dataclasses.replace(methods.load("crln").Options(groups=2, anchors=8, negatives=8), **changes)
-  networks = SmallNetworks(NetworkConfig(width=2), num_classes=2)
-  method = methods.load("crln").build(options, networks, optax.sgd(0.1))
+  method = methods.load("crln").build(options, small_networks(), optax.sgd(0.1), Task(2, 10))
   image = lambda seed: jax.random.normal(jax.random.key(seed), (2, 16, 16, 16, 1))
   label = (image(1)[..., 0] > 0).astype(jnp.int32)
   batch = {

@@ -1,0 +1,100 @@
+"""Benchmarks that come as pairs of NIfTI files, an image and a label, somewhere below one folder."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from ssl_jax.data.case import SourceBase, check_volumes, spacing_of
+from ssl_jax.data.msd import _read as read_nifti
+from ssl_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class NiftiSource(SourceBase):
+  """Image and label files by case name; a case without a label file is unlabelled. Subclasses add `load`."""
+
+  images: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+  labels: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+  def has_label(self, name: str) -> bool:
+    """Whether the case has a label file."""
+    return name in self.labels
+
+  def files(self, name: str) -> tuple[Path, ...]:
+    """The image file, then the label file where there is one."""
+    return (self.images[name],) + ((self.labels[name],) if name in self.labels else ())
+
+  def read(self, name: str, known: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Reads one case with both volumes turned to RAS, so that they agree when their headers do.
+
+    Args:
+      name: of the case.
+      known: label values that may occur.
+
+    Returns: image f32[X, Y, Z] with the header's intensity scaling applied, label u8[X, Y, Z] or `None`, affine f64[4, 4].
+
+    Raises:
+      InputError: a file is damaged, or image and label differ in shape or lie more than a voxel apart.
+    """
+    files = self.files(name)
+    image, affine = read_canonical(files[0], np.float32)
+    if len(files) == 1:
+      return image, check_volumes(image, None, files, known), affine
+    raw, label_affine = read_canonical(files[1], None)
+    label = check_volumes(image, raw, files, known)
+    ends = np.array([[0, 0, 0, 1], [side - 1 for side in image.shape] + [1]]).T
+    apart_mm = np.linalg.norm((label_affine @ ends - affine @ ends)[:3], axis=0).max()
+    if apart_mm > max(spacing_of(affine)):
+      raise InputError(
+        f"{files[1]}: its header places it up to {apart_mm:.1f} mm from {files[0].name}; if the voxels of both files are in the same "
+        f"order, save the label with the image's affine, else resample one onto the other"
+      )
+    return image, label, affine
+
+
+def read_canonical(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Reads a volume with its axes permuted and flipped, not interpolated, to run right, anterior, superior as nearly as they can.
+
+  Args:
+    file: NIfTI, one channel.
+    dtype: of the result, `None` for the file's own.
+
+  Returns: [X, Y, Z] and f64[4, 4], which maps a voxel of it to the same mm point as the file's header does.
+
+  Raises:
+    InputError: the file is damaged, has several channels, or its header gives no usable affine.
+  """
+  volume, affine, _ = read_nifti(file, dtype)
+  volume = volume[..., 0] if volume.ndim == 4 and volume.shape[-1] == 1 else volume
+  if volume.ndim != 3:
+    raise InputError(f"{file}: shape {volume.shape} is not that of one 3D volume; save one volume a file")
+  if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    raise InputError(f"{file}: the header's affine is unusable, {affine.tolist()}; convert the scan again")
+  orientation = io_orientation(affine)
+  return apply_orientation(volume, orientation), affine @ inv_ornt_aff(orientation, volume.shape)
+
+
+def find_nifti(root: Path, folders: Sequence[str], naming: str) -> dict[str, Path]:
+  """Case name -> file, sorted by name.
+
+  Args:
+    root: the data folder.
+    folders: glob patterns of the folders to look in, relative to `root`.
+    naming: regular expression for the whole file name, case ignored, with a group `case`.
+
+  Raises:
+    InputError: two files are of one case.
+  """
+  found: dict[str, Path] = {}
+  for file in sorted(file for folder in folders for file in root.glob(f"{folder}/*.nii*")):
+    match = re.fullmatch(naming, file.name, re.IGNORECASE)
+    if match and file.is_file():
+      other = found.setdefault(match["case"], file)
+      if other != file:
+        raise InputError(f"{file} and {other} are of the same case {match['case']!r}; remove one")
+  return dict(sorted(found.items()))

@@ -1,0 +1,158 @@
+"""CML: Cross-View Mutual Learning (Wu et al., ACM MM 2024).
+
+Two students that are pushed towards different features and taught each other's pseudo-labels on CutMixed scans; no teacher.
+| equation | where |
+|---|---|
+| (1), (2) L_dis on the bottleneck | `ops.consistency.feature_discrepancy` |
+| (3) cross pseudo supervision | `targets`, `mode="cps"` |
+| (4) L_sup^l + λ1 L_sup^u + λ2 L_dis | phase `selftrain` |
+| (5), (6), (8) CutMix by one box | `ops.cutmix.box_anywhere`, `cutmix` |
+| (7), (10) ½ (CE + Dice) | `ops.segmentation.ce_dice` |
+| (9) heterogeneous targets | `targets` |
+| (11) L_sup^l + λ2 L_dis^l | phase `pretrain` |
+
+Deviation: the running averages of BatchNorm see the unmixed unlabelled scans before the mixed labelled ones; the published code does it
+the other way round [C].
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.core import rng
+from ssl_jax.core.step import forward, init_network, weighted_terms
+from ssl_jax.ops.components import largest_component
+from ssl_jax.ops.consistency import feature_discrepancy
+from ssl_jax.ops.cutmix import box_anywhere
+from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
+
+OTHER = {"a": "b", "b": "a"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Keys of `config.method`.
+
+  Attributes:
+    variant: what the published code does ("official" [C]) or the text ("paper" [P]) where they differ: `average`.
+    weights: of the terms; `pseudo` is λ1, `discrepancy` λ2 (Table 4, Fig. 5).
+    mode: targets on unlabelled scans: "cml" heterogeneous (eq. 9); "cfl" the other network's everywhere; "cps" the same without L_dis.
+    cutmix_size: β, side of the box as a fraction of the patch (Fig. 6).
+    shared_weights: both passes through one network, as the published ACDC code has it by mistake [C].
+    average: of "logits" [C] or "probabilities" [P] at inference; "variant" follows `variant`.
+  """
+
+  variant: Literal["official", "paper"] = "official"
+  weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"supervised": 1.0, "pseudo": 1.0, "discrepancy": 0.2})
+  mode: Literal["cml", "cfl", "cps"] = "cml"
+  cutmix_size: float = 2 / 3
+  shared_weights: bool = False
+  average: Literal["variant", "logits", "probabilities"] = "variant"
+
+
+def cutmix(box: Array, outside: Array, inside: Array) -> Array:
+  """Returns `inside` within the box, else `outside`; both [B, *spatial] or [B, *spatial, channels] (eqs. 5, 6, 8)."""
+  return jnp.where(box if outside.ndim == box.ndim + 1 else box[..., None], inside, outside)
+
+
+def targets(box: Array, pseudo: Mapping[str, Array], mode: str) -> dict[str, Array]:
+  """Returns what each network learns on the mixed unlabelled scans.
+
+  Args:
+    box: bool[*spatial].
+    pseudo: network -> i32[2B, *spatial], its labels of the scans p (first half, outside the box) and q (second half, inside).
+    mode: "cml": Y_i = Ŷ_{p,1−i} outside, Ŷ_{q,i} inside (eq. 9); else the other network's on both sides (eq. 3).
+  """
+  half = len(pseudo["a"]) // 2
+  inside = {name: pseudo[name if mode == "cml" else OTHER[name]][half:] for name in OTHER}
+  return {name: cutmix(box, pseudo[OTHER[name]][:half], inside[name]) for name in OTHER}
+
+
+def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
+  """Returns the method; see `types.Method`."""
+  del task
+  if not 0 < options.cutmix_size < 1:
+    raise ValueError(f"config.method.cutmix_size: must lie between 0 and 1, got {options.cutmix_size}")
+  first = networks.backbone()
+  pair = {"a": first, "b": first if options.shared_weights else networks.backbone(upsample="trilinear")}
+  owner = {"a": "a", "b": "a" if options.shared_weights else "b"}  # whose parameters a pass uses
+  mean_logits = options.average == "logits" or (options.average == "variant" and options.variant == "official")
+
+  def init(key: Array, batch: Batch) -> TrainState:
+    for half, images in batch.items():
+      if (size := images["index"].shape[0]) % 2:
+        raise ValueError(f"config.train.batch_{half}: CML mixes two halves of the batch, so it must be even; got {size}")
+    made = {n: init_network(pair[n], jax.random.fold_in(key, ord(n)), batch["labelled"]["image"]) for n in dict.fromkeys(owner.values())}
+    students, stats = {n: params for n, (params, _) in made.items()}, {n: running for n, (_, running) in made.items()}
+    return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), {}, ())
+
+  def both(students: PyTree, stats: PyTree, image: Array, key_of: Callable[[str], Array], use: str) -> tuple[dict[str, Any], PyTree]:
+    out, stats = {}, dict(stats)
+    for name, network in pair.items():
+      own = owner[name]
+      out[name], stats[own] = forward(network, students[own], stats[own], image, key=key_of(f"{use}_{name}"))
+    return out, stats
+
+  def hard_label(logits: Array) -> Array:
+    """Predicted classes, of each only the largest component ("NMS") [P, C]."""
+    batch, *spatial, num_classes = logits.shape
+    masks = jnp.argmax(logits, axis=-1) == jnp.arange(1, num_classes).reshape(-1, *(1,) * (logits.ndim - 1))
+    kept = largest_component(masks.reshape(-1, *spatial)).reshape(num_classes - 1, batch, *spatial)
+    return jnp.sum(kept * jnp.arange(1, num_classes).reshape(-1, *(1,) * (logits.ndim - 1)), axis=0).astype(jnp.int32)
+
+  def mixed(box: Array, array: Array) -> Array:
+    half = len(array) // 2
+    return cutmix(box, array[:half], array[half:])
+
+  def step(phase: str, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+    spatial = batch["labelled"]["label"].shape[1:]
+    key_of = lambda use: rng.key_for(key, state.step, use)
+    box_l, box_u = (box_anywhere(key_of(use), spatial, options.cutmix_size) for use in ("box_l", "box_u"))
+    image_l, label_l = (mixed(box_l, batch["labelled"][name]) for name in ("image", "label"))
+    image_u, stats, pseudo, weights = batch["unlabelled"]["image"], state.stats, {}, dict(options.weights)
+    if options.mode == "cps":
+      weights["discrepancy"] = 0.0
+    if phase == "pretrain":
+      weights.pop("pseudo", None)
+    else:
+      weak, stats = both(state.students, stats, image_u, key_of, "dropout_weak")  # training mode, no gradient [C]
+      pseudo = {name: hard_label(weak[name].logits) for name in pair}
+
+    def loss_fn(students):
+      out_l, new = both(students, stats, image_l, key_of, "dropout_l")
+      views = [out_l]
+      terms: dict[str, Any] = {"supervised": lambda: sum(ce_dice(out_l[name].logits, label_l) for name in pair)}  # Eq. (7)
+      if pseudo:
+        out_u, new = both(students, new, mixed(box_u, image_u), key_of, "dropout_u")
+        views.append(out_u)
+        target = targets(box_u, pseudo, options.mode)
+        terms["pseudo"] = lambda: sum(ce_dice(out_u[name].logits, target[name]) for name in pair)  # Eq. (10)
+      apart = lambda out, name: feature_discrepancy(out[name].bottleneck, out[OTHER[name]].bottleneck)
+      terms["discrepancy"] = lambda: sum(apart(out, name) for out in views for name in pair)  # Eqs. (1), (2)
+      loss, metrics = weighted_terms(weights, terms)  # Eqs. (4), (11)
+      return loss, (new, metrics)
+
+    (_, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
+    updates, opt = optimizer.update(grads, state.opt, state.students)
+    students = optax.apply_updates(state.students, updates)
+    if pseudo:
+      metrics |= {"pseudo_agree": jnp.mean(pseudo["a"] == pseudo["b"]), "pseudo_foreground": jnp.mean(pseudo["a"] > 0)}
+    return dataclasses.replace(state, step=state.step + 1, students=students, stats=stats, opt=opt), metrics
+
+  def logits_of(name: str, state: TrainState, image: Array) -> Array:
+    variables = {"params": state.students[owner[name]], "batch_stats": state.stats[owner[name]]}
+    return pair[name].apply(variables, image, train=False).logits
+
+  def predict(state: TrainState, image: Array) -> Array:
+    logits = jnp.stack([logits_of(name, state, image) for name in pair])
+    return jax.nn.softmax(jnp.mean(logits, axis=0)) if mean_logits else jnp.mean(jax.nn.softmax(logits), axis=0)
+
+  single = lambda name: lambda state, image: jax.nn.softmax(logits_of(name, state, image))
+  also = {} if options.shared_weights else {f"network_{name}": single(name) for name in pair}
+  phases = {phase: lambda *args, phase=phase: step(phase, *args) for phase in ("pretrain", "selftrain")}
+  return Method(init, phases, predict, also)

@@ -1,0 +1,63 @@
+"""CAML's cross-sample mutual attention."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.networks.blocks import Conv
+from ssl_jax.types import Array
+
+
+class EncoderLayer(nn.Module):
+  """Transformer encoder layer with PyTorch's order, constants and initialisation: residual, then LayerNorm, after each half.
+
+  Attributes:
+    heads: of the attention; divides the width.
+    dropout: on attention weights, after attention, inside and after the MLP.
+    dtype: compute precision.
+  """
+
+  heads: int = 4
+  dropout: float = 0.5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, dropout: bool) -> Array:
+    """Maps [..., tokens, width] to the same shape; tokens attend to each other, the leading axes do not."""
+    width = x.shape[-1]
+    xavier = math.sqrt(6.0 / (4 * width))  # PyTorch counts the three input projections as one
+    uniform = lambda bound: lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    drop = lambda a, name: nn.Dropout(self.dropout, name=name)(a, deterministic=not dropout)
+    norm = lambda a, name: nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(a).astype(self.dtype)
+
+    attend = nn.MultiHeadDotProductAttention(
+      num_heads=self.heads,
+      dropout_rate=self.dropout,
+      broadcast_dropout=False,
+      kernel_init=uniform(xavier),
+      out_kernel_init=uniform(1.0 / math.sqrt(width)),
+      dtype=self.dtype,
+      name="attention",
+    )
+    x = norm(x + drop(attend(x, deterministic=not dropout), "dropout_attention"), "norm_attention")
+    hidden = drop(nn.relu(Conv(4 * width, size=1, dtype=self.dtype, name="mlp_in")(x)), "dropout_mlp")
+    return norm(x + drop(Conv(width, size=1, dtype=self.dtype, name="mlp_out")(hidden), "dropout_out"), "norm_mlp")
+
+
+class CrossSampleAttention(nn.Module):
+  """CMA: attention over the positions of each sample, then over the samples of the batch at each position (CAML §2.2)."""
+
+  heads: int = 4
+  dropout: float = 0.5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, dropout: bool) -> Array:
+    """Maps [B, *spatial, width] to the same shape; B is the global batch."""
+    layer = lambda name: EncoderLayer(self.heads, self.dropout, self.dtype, name=name)
+    tokens = layer("intra")(x.reshape(x.shape[0], -1, x.shape[-1]), dropout)
+    tokens = layer("inter")(jnp.swapaxes(tokens, 0, 1), dropout)
+    return jnp.swapaxes(tokens, 0, 1).reshape(x.shape)

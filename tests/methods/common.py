@@ -1,0 +1,59 @@
+"""What the tests of all methods share: NumPy transcriptions, and a network that compiles in a second."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.networks.attention import CrossSampleAttention
+from ssl_jax.networks.blocks import BatchNorm, Conv, NetworkOutput, channel_dropout
+from ssl_jax.networks.factory import Networks
+from ssl_jax.types import NetworkConfig
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+  return RNG.normal(size=shape).astype(np.float32)
+
+
+def softmax(x, axis=-1):
+  e = np.exp(x - x.max(axis, keepdims=True))
+  return e / e.sum(axis, keepdims=True)
+
+
+def nll(logits, label):
+  return -np.take_along_axis(np.log(softmax(logits)), label[..., None], -1)[..., 0]
+
+
+def ce_dice_numpy(logits, label):
+  prob, target = softmax(logits), np.eye(logits.shape[-1])[label]
+  axes = tuple(range(1, prob.ndim - 1))
+  dice = 1 - (2 * (prob * target).sum(axes) + 1e-5) / (prob.sum(axes) + target.sum(axes) + 1e-5)
+  return 0.5 * (nll(logits, label).mean() + dice.mean())
+
+
+class Pyramid(nn.Module):
+  """Stands in for the V-Net: the same outputs from one layer each, so that a step compiles in a second."""
+
+  cma: bool = False
+
+  @nn.compact
+  def __call__(self, x, *, train, dropout=None, views=1):
+    f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
+    f4 = channel_dropout(self, f4, 0.5, bool(dropout))
+    f3, f2 = Conv(4, size=1)(3 * f4[:, ::2, ::2, ::2]), Conv(8, size=1)(3 * f4[:, ::4, ::4, ::4])  # averages would hide what DIM attends to
+    if self.cma and (train or self.is_initializing()):
+      attended = CrossSampleAttention(name="cma")(f2, bool(dropout))
+      f4 = f4 + jnp.mean(jnp.square(attended), axis=(1, 2, 3), keepdims=True)[..., :2]
+    return NetworkOutput(Conv(2, size=1, name="output")(f4), f2, f3, f4, f2)
+
+
+class SmallNetworks(Networks):
+  """Hands out pyramids."""
+
+  def backbone(self, upsample=None, **extra):
+    return Pyramid(**extra)
+
+
+def small_networks():
+  return SmallNetworks(NetworkConfig(width=2), num_classes=2)
