@@ -99,7 +99,7 @@ def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, d
     confidence, predicted = logits[0][batch:].detach().softmax(1).max(1)
     same = (predicted == logits[1][batch:].argmax(1)).reshape(-1)
     loss_o = torch.zeros(())
-    if columns:
+    if columns and same.sum() > 1:
       matrices = []
       for f, (projection, prediction) in zip(features, heads, strict=True):
         z = prediction(projection(rows_of(f[batch:])[same]))

@@ -26,10 +26,12 @@ def predict(cfg: Config, workdir: Path, inputs: Path, output: Path) -> list[Path
     The files written.
 
   Raises:
-    InputError: the folder holds no run, or an image cannot be read or does not fit the network.
+    InputError: the folder holds no run, an image cannot be read or does not fit the network, or the run's source
+      prepared its scans in a way that prediction does not repeat.
   """
   if not (workdir / "run.json").is_file():
     raise InputError(f"{workdir}: no run here; train first, or name another --workdir")
+  data.check_predictable(cfg.data)
   run = json.loads((workdir / "run.json").read_text())
   images = data.prepare(data.open_images(inputs, run["channels"], tuple(run["class_names"])), cfg.data)
   experiment = open_experiment(cfg, images)

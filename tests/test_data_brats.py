@@ -1,5 +1,6 @@
 """BraTS 2019: the prepared h5 files, the challenge files with the published preprocessing, and the importer between them."""
 
+import dataclasses
 import gzip
 import re
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 from ssl_jax.data import __main__ as command_line
 from ssl_jax.data import import_brats, import_pancreas, make_split, open_source
 from ssl_jax.data.brats import normalise_brain
-from ssl_jax.types import DataConfig, InputError
+from ssl_jax.evaluate import evaluate
+from ssl_jax.experiment import open_experiment
+from ssl_jax.train import train
+from ssl_jax.types import DataConfig, InputError, NetworkConfig
+from tests.helpers import tiny_config, with_train
 from tests.test_data_pancreas import truncate, write_h5, write_nifti
 
 AFFINE = np.array([[1.0, 0, 0, -90], [0, 1.0, 0, -120], [0, 0, 1.0, -60], [0, 0, 0, 1]])
@@ -264,3 +269,17 @@ def test_damaged_h5(tmp_path, kind, path):
       change(h5)
     with pytest.raises(InputError, match=rf"image0001\w*\.h5{message}"):
       open_source(cfg).load("image0001")
+
+
+def test_a_u_net_trains_and_is_evaluated_on_the_prepared_layout(tmp_path):
+  for i in range(4):
+    image, label = np.random.default_rng(i).normal(size=(20, 18, 17)).astype(np.float32), np.zeros((20, 18, 17), np.uint8)
+    label[5:12, 4:10, 6:11] = 1
+    write_h5(tmp_path / "data" / f"case{i}.h5", image, label)
+  (tmp_path / "train.txt").write_text("case0\ncase1\ncase2\n")
+  (tmp_path / "test.txt").write_text("case3\n")
+  cfg = with_train(tiny_config("supervised", source="brats_h5", root=str(tmp_path)), phases=(("train", 2),))
+  cfg = dataclasses.replace(cfg, network=NetworkConfig(name="unet3d", width=2, dropout=0.3))
+  experiment = open_experiment(cfg)
+  result = evaluate(experiment, train(experiment, tmp_path / "run"))["student"]
+  assert result["step"] == 2 and result["cases"][0]["case"] == "case3" and 0 <= result["summary"]["dice"]["mean"] <= 1

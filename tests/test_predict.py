@@ -68,6 +68,9 @@ def test_predict_needs_no_training_data_and_names_what_is_wrong(run, tmp_path):
   ):
     with pytest.raises(InputError, match=message):
       predict(cfg, folder, inputs, tmp_path / "out2")
+  prepared = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, source="pancreas_nifti"))
+  with pytest.raises(InputError, match="config.data.source='pancreas_nifti' crops and normalises"):
+    predict(prepared, folder, tmp_path / "one.nii.gz", tmp_path / "out2")
   with pytest.raises(InputError, match="no run here"):
     predict(cfg, tmp_path, tmp_path / "one.nii.gz", tmp_path / "out2")
 

@@ -6,7 +6,7 @@ from ssl_jax.data.la import import_la
 from ssl_jax.data.msd import open_images
 from ssl_jax.data.pancreas import import_pancreas
 from ssl_jax.data.pipeline import batches, fingerprint
-from ssl_jax.data.sources import open_source, prepare
+from ssl_jax.data.sources import check_predictable, open_source, prepare
 from ssl_jax.data.split import Split, make_split
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
   "Source",
   "Split",
   "batches",
+  "check_predictable",
   "fingerprint",
   "import_brats",
   "import_la",

@@ -14,16 +14,14 @@ is used.
 import dataclasses
 import json
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from ssl_jax.data.case import Case, SourceBase, check_image, check_label, check_relative, check_root, resolve_lists
+from ssl_jax.data.nifti import read_nifti
 from ssl_jax.types import DataConfig, InputError
 
 _ADVICE = (
@@ -57,7 +55,7 @@ class MsdSource(SourceBase):
   def load(self, name: str) -> Case:
     """Reads one case with the header's intensity scaling applied, channels last."""
     found = self.cases[name]
-    scans = [_read(file, np.float32) for file in found.images]
+    scans = [read_nifti(file, np.float32) for file in found.images]
     first, affine, spacing = scans[0]
     if len(scans) > 1 or self.channels == 1:
       volumes = [scan[0][..., 0] if scan[0].ndim == 4 and scan[0].shape[-1] == 1 else scan[0] for scan in scans]
@@ -73,7 +71,7 @@ class MsdSource(SourceBase):
       check_image(volume, file)
     label = None
     if found.label:
-      raw = _read(found.label, None)[0]
+      raw = read_nifti(found.label, None)[0]
       raw = raw[..., 0] if raw.ndim == 4 and raw.shape[-1] == 1 else raw
       label = check_label(raw, image.shape[:-1], found.label, range(self.num_classes))
     return Case(name, np.ascontiguousarray(image), label, spacing[: image.ndim - 1], affine)
@@ -202,11 +200,3 @@ def _check_training(entries: Any, cases: Mapping[str, _Files], file: Path) -> No
       raise InputError(f"{file}: 'training' names {pair['image']!r}, which is not there; restore the file or remove the entry")
     if pair.get("label") and found.label is None:
       raise InputError(f"{file}: 'training' names {pair['label']!r}, which is not there; restore the file or remove the entry")
-
-
-def _read(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-  try:
-    scan: Any = nib.load(file)
-    return np.asanyarray(scan.dataobj, dtype=dtype), scan.affine, tuple(float(zoom) for zoom in scan.header.get_zooms())
-  except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-    raise InputError(f"{file} cannot be read, it is truncated or not NIfTI: {error}; fetch it again") from error

@@ -2,15 +2,17 @@
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from ssl_jax.data.case import SourceBase, check_volumes, spacing_of
-from ssl_jax.data.msd import _read as read_nifti
 from ssl_jax.types import InputError
 
 
@@ -98,3 +100,12 @@ def find_nifti(root: Path, folders: Sequence[str], naming: str) -> dict[str, Pat
       if other != file:
         raise InputError(f"{file} and {other} are of the same case {match['case']!r}; remove one")
   return dict(sorted(found.items()))
+
+
+def read_nifti(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+  """Returns a file's voxels, affine and spacing in mm; raises `InputError` when it is damaged."""
+  try:
+    scan: Any = nib.load(file)
+    return np.asanyarray(scan.dataobj, dtype=dtype), scan.affine, tuple(float(zoom) for zoom in scan.header.get_zooms())
+  except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    raise InputError(f"{file} cannot be read, it is truncated or not NIfTI: {error}; fetch it again") from error

@@ -12,7 +12,7 @@ from ssl_jax.data.msd import open_msd
 from ssl_jax.data.pancreas import open_pancreas_h5, open_pancreas_nifti
 from ssl_jax.data.phantom import PhantomSource
 from ssl_jax.data.preprocess import downsample_case, zscore_case
-from ssl_jax.types import DataConfig
+from ssl_jax.types import DataConfig, InputError
 
 _OPENERS: dict[str, Callable[[DataConfig], Source]] = {
   "msd": open_msd,
@@ -24,6 +24,7 @@ _OPENERS: dict[str, Callable[[DataConfig], Source]] = {
   "brats_nifti": open_brats_nifti,
   "phantom": lambda cfg: PhantomSource(cfg.phantom),
 }
+_PREPARING = ("la_nrrd", "pancreas_nifti", "brats_nifti")
 _NORMALISERS: dict[str, Callable[[Case], Case]] = {"none": lambda case: case, "zscore": zscore_case}
 CACHE_BYTES = 8 << 30  # decoded scans beyond this are dropped, the longest unused first, and read again when needed
 
@@ -90,6 +91,19 @@ def open_source(cfg: DataConfig) -> CachedSource:
   if cfg.normalise not in _NORMALISERS:
     raise unknown_name("data.normalise", cfg.normalise, _NORMALISERS)
   return prepare(_OPENERS[cfg.source](cfg), cfg)
+
+
+def check_predictable(cfg: DataConfig) -> None:
+  """Refuses to predict plain NIfTI images with a network that was trained on scans cropped and normalised while they were read.
+
+  Raises:
+    InputError: the source does more than read.
+  """
+  if cfg.source in _PREPARING:
+    raise InputError(
+      f"config.data.source={cfg.source!r} crops and normalises scans as it reads them, which --mode=predict would not: its labels would be "
+      "wrong. Train on imported scans (python -m ssl_jax.data import-…) and predict images prepared in the same way"
+    )
 
 
 def prepare(source: Source, cfg: DataConfig) -> CachedSource:

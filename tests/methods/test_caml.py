@@ -70,8 +70,9 @@ def test_the_pair_equals_the_published_in_training_mode():
     variables = {collection: tree[name]["network"] for collection, tree in weights.items()}
     apply = jax.jit(lambda v, x, network=network: network.apply(v, x, train=True, dropout=False, mutable=["batch_stats"])[0])
     out = apply(variables, image)
-    np.testing.assert_allclose(out.logits, channels_last(oracle[f"logits_{suffix}"]), atol=1e-3)
-    np.testing.assert_allclose(out.f4, channels_last(oracle[f"features_{suffix}"]), atol=1e-3)
+    kept = (slice(None), *[slice(None, None, 2)] * 3)  # the file holds every second voxel, for its size
+    np.testing.assert_allclose(out.logits[kept], channels_last(oracle[f"logits_{suffix}"]), atol=1e-3)
+    np.testing.assert_allclose(out.f4[kept], channels_last(oracle[f"features_{suffix}"]), atol=1e-3)
 
 
 def test_the_imported_tree_is_that_of_the_method():
