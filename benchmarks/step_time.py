@@ -3,7 +3,7 @@
   python benchmarks/step_time.py --shape=112,112,80 --batch=1 --width=16 --peer=torch [--tuned] [--json=PATH]
 
 Each side lives in a process of its own with the same environment, and the sides take turns, so that whatever else the machine does hits
-both. `--tuned` runs both with huge pages for malloc, as `python -m ssl_jax.main` does; without it both run with glibc's defaults. Peak
+both. `--tuned` runs both with the settings of malloc that `python -m ssl_jax.main` makes; without it both run with glibc's defaults. Peak
 memory is the process's on a CPU, the device's on a GPU. PyTorch's bfloat16 is its autocast.
 """
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MALLOC = re.findall(r'^MALLOC = "(.*)"', (ROOT / "ssl_jax" / "main.py").read_text(), re.M)[0]  # importing it would start JAX
 Step = Callable[[], float]
 Peak = Callable[[], float]
 Row = dict[str, Any]
@@ -92,7 +93,7 @@ class Worker:
   """A side's process."""
 
   def __init__(self, side: str, tuned: bool):
-    env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1" if tuned else ""}
+    env = {**os.environ, "GLIBC_TUNABLES": MALLOC if tuned else ""}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # the first step shall compile
     command = [sys.executable, __file__, *sys.argv[1:], f"--worker={side}"]
     self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -171,7 +172,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides")
   parser.add_argument("--peer", default="torch", choices=("torch", "none"))
   parser.add_argument("--rounds", default=5, type=int)
-  parser.add_argument("--tuned", action="store_true", help="huge pages for malloc on both sides")
+  parser.add_argument("--tuned", action="store_true", help="malloc as `python -m ssl_jax.main` sets it, on both sides")
   parser.add_argument("--json", type=Path)
   parser.add_argument("--worker", choices=("ours", "torch"), help=argparse.SUPPRESS)
   return parser.parse_args(argv)
@@ -183,7 +184,7 @@ def main() -> None:
     work(args)
     return
   rows = compare(args)
-  shape, malloc = "x".join(map(str, (args.batch, *args.shape))), "huge pages" if args.tuned else "default malloc"
+  shape, malloc = "x".join(map(str, (args.batch, *args.shape))), "tuned malloc" if args.tuned else "default malloc"
   setting = f"{args.method}, {shape}, n = {args.width}, {args.dtype}, {malloc}, {os.cpu_count()} cores, {args.rounds} rounds"
   print(f"{setting}\n\n{table(rows)}")
   if args.json:

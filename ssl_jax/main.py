@@ -5,14 +5,18 @@ import re
 import sys
 
 
-def with_huge_pages() -> None:
-  """Starts the interpreter again with huge pages for malloc, a quarter of the step time on CPU; glibc reads the setting at start only."""
+# Huge pages, and one heap that keeps what a step frees: gigabytes handed back to the system would be cleared anew for the next step.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736"
+
+
+def with_tuned_malloc() -> None:
+  """Starts the interpreter again with `MALLOC`, a third of the step time on CPU; glibc reads the setting at start only."""
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": MALLOC})
 
 
 if __name__ == "__main__":
-  with_huge_pages()
+  with_tuned_malloc()
 
 import contextlib
 import dataclasses

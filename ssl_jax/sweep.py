@@ -245,5 +245,5 @@ if __name__ == "__main__":
   from ssl_jax import main as _command
   from ssl_jax import sweep as _sweep  # not as __main__: sweep files must see these very classes
 
-  _command.with_huge_pages()
+  _command.with_tuned_malloc()
   sys.exit(_sweep.main(sys.argv[1:]))
