@@ -4,7 +4,6 @@ import os
 import re
 import sys
 
-
 # Huge pages, and one heap that keeps what a step frees: gigabytes handed back to the system would be cleared anew for the next step.
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736"
 
