@@ -173,6 +173,23 @@ def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_pat
   assert last(tmp_path / "run") == last(whole)
 
 
+def test_compiling_leaves_the_program_in_the_cache_and_trains_nothing(tmp_path):
+  cache, workdir = tmp_path / "cache", tmp_path / "run"
+  tiny = [f"--config.data.{key}" for key in ("num_labelled=2", "patch=(16,16,16)", "phantom.shape=(24,24,16)", "phantom.num_train=6")]
+  arguments = ["--config=configs/supervised_la_small.py", "--config.data.source=phantom", "--config.network.width=2", *tiny]
+  result = command(
+    *arguments,
+    "--mode=compile",
+    "--config.data.downsample=1",
+    "--config.data.num_holdout=2",
+    "--config.eval.stride=(8,8,8)",
+    f"--workdir={workdir}",
+    env={"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+  )
+  assert result.returncode == 0, result.stderr
+  assert list(cache.glob("jit_step-*")) and not workdir.exists()
+
+
 def test_command_line_errors_are_one_line(tmp_path):
   arguments = small_arguments(tmp_path)
   for extra, message in (
