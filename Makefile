@@ -20,7 +20,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,21 +12,27 @@ import numpy as np
 import pytest
 
 from configs import common
-from ssl_jax import config, methods
+from ssl_jax import config, data, methods
 from ssl_jax.core import optim
-from ssl_jax.experiment import open_experiment
+from ssl_jax.experiment import open_experiment, with_synthetic
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, Task
 from tests.helpers import ROOT, tiny_config
+from tests.methods.common import slice_networks, small_networks
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
 SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
 
 
-def build(cfg, num_classes=2):
+def stand_ins(cfg):
+  """Whole networks take part in the tests of the loop."""
+  return small_networks() if len(cfg.data.patch) == 3 else slice_networks()
+
+
+def build(cfg, networks=None):
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"})
-  return module.build(options, Networks(cfg.network, num_classes), optim.sgd(cfg.optim, 10), Task(cfg.data.num_labelled, 10))
+  return module.build(options, networks or Networks(cfg.network, 2), optim.build(cfg.optim, 10), Task(cfg.data.num_labelled, 10))
 
 
 def spec(cfg, channels=1):
@@ -35,7 +41,11 @@ def spec(cfg, channels=1):
     "index": jax.ShapeDtypeStruct((n,), jnp.int32),
   }
   labelled = {**half(cfg.train.batch_labelled), "label": jax.ShapeDtypeStruct((cfg.train.batch_labelled, *cfg.data.patch), jnp.int32)}
-  return {"labelled": labelled, "unlabelled": half(cfg.train.batch_unlabelled)}
+  batch = {"labelled": labelled, "unlabelled": half(cfg.train.batch_unlabelled)}
+  if cfg.train.batch_synthetic:
+    label = jax.ShapeDtypeStruct((cfg.train.batch_synthetic, *cfg.data.patch), jnp.int32)
+    batch["synthetic"] = {**half(cfg.train.batch_synthetic), "label": label}
+  return batch
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -56,16 +66,15 @@ def test_config_builds_and_its_steps_keep_the_state(name):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_a_step_is_finite_deterministic_and_learns(name):
+def test_a_step_is_finite_deterministic_and_learns(name, tmp_path):
   cfg = tiny_config(name)
-  experiment = open_experiment(cfg)
-  from ssl_jax import data
-
-  batch = next(
-    data.batches(cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=2, batch_unlabelled=2, start_step=0, num_steps=1)
-  )
-  state = jax.jit(experiment.init)(jax.random.key(0))
-  for step in experiment.method.steps.values():
+  experiment = with_synthetic(open_experiment(cfg), tmp_path, lambda *_: None)
+  sizes = {f"batch_{stream}": getattr(cfg.train, f"batch_{stream}") for stream in ("labelled", "unlabelled", "synthetic")}
+  where = {"seed": 0, "start_step": 0, "num_steps": 1, "synthetic": experiment.synthetic}
+  batch = next(data.batches(cfg.data, experiment.source, experiment.split, **sizes, **where))
+  method = build(cfg, stand_ins(cfg))
+  state = jax.jit(method.init)(jax.random.key(0), batch)
+  for step in method.steps.values():
     step = jax.jit(step)
     new, metrics = step(state, batch, jax.random.key(1))
     again, _ = step(state, batch, jax.random.key(1))
@@ -73,14 +82,14 @@ def test_a_step_is_finite_deterministic_and_learns(name):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), new, again)))
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new.students, state.students)))
     assert int(new.step) == 1
-  probabilities = experiment.method.predict(new, batch["labelled"]["image"])
+  probabilities = method.predict(new, batch["labelled"]["image"])
   np.testing.assert_allclose(np.sum(probabilities, -1), 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_no_gradient_reaches_the_teacher(name):
   cfg = tiny_config(name)
-  method, batch = build(cfg), jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), spec(cfg))
+  method, batch = build(cfg, stand_ins(cfg)), jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), spec(cfg))
   state = method.init(jax.random.key(0), batch)
   if not state.teacher:
     return

@@ -57,7 +57,8 @@ def test_resume_is_bit_identical(tmp_path, method):
 
 
 def test_one_device_equals_eight():
-  cfg = with_train(tiny_config("crln"), batch_labelled=8, batch_unlabelled=8)
+  """Over several steps of a whole network; one step of every method: `methods/test_parallel.py`."""
+  cfg = with_train(tiny_config("mean_teacher"), batch_labelled=8, batch_unlabelled=8)
   from ssl_jax import data
   from ssl_jax.core import sharding
 
@@ -142,8 +143,8 @@ def test_more_phases_than_one_run_in_order(tmp_path):
   assert int(state.step) == 5 and [line["step"] for line in lines(tmp_path) if "phase" in line] == [0, 2]
 
 
-def small_arguments(tmp_path, steps=6):
-  cfg = with_train(tiny_config("supervised"), phases=(("train", steps),))
+def small_arguments(tmp_path, **train):
+  cfg = with_train(tiny_config("supervised"), **train)
   file = tmp_path / "small.py"
   file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({dataclasses.asdict(cfg)!r})\n")
   return [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
@@ -151,7 +152,7 @@ def small_arguments(tmp_path, steps=6):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_path):
-  arguments = small_arguments(tmp_path, steps=150)
+  arguments = small_arguments(tmp_path, phases=(("train", 100),), checkpoint_every_steps=4)
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   for number in (signal.SIGTERM, signal.SIGKILL):
     process = subprocess.Popen(
@@ -159,17 +160,17 @@ def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_pat
     )
     metrics, before = tmp_path / "run" / "metrics.jsonl", len(lines(tmp_path / "run")) if (tmp_path / "run").exists() else 0
     while not metrics.exists() or len(lines(tmp_path / "run")) < before + 5:
-      time.sleep(0.2)
+      time.sleep(0.05)
       assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
     code = process.wait(60)
     assert code == (train_module.EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)
   assert command(*arguments).returncode == 0
   steps = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
-  assert steps[-1] == 150
+  assert steps[-1] == 100
   whole = tmp_path / "whole"
   assert command(arguments[0], f"--workdir={whole}").returncode == 0
-  last = lambda folder: [line["loss"] for line in lines(folder) if line.get("step") == 150 and "loss" in line]
+  last = lambda folder: [line["loss"] for line in lines(folder) if line.get("step") == 100 and "loss" in line]
   assert last(tmp_path / "run") == last(whole)
 
 
