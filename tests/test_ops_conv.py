@@ -105,29 +105,29 @@ def test_vmap(function, always_fast):
   np.testing.assert_allclose(together(x, w), jnp.stack([one(a, w) for a in x]), atol=1e-4)
 
 
-def plain_batch_norm(x, scale, bias, relu):
+def plain_batch_norm(x, scale, bias, relu, leak=0.0):
   axes = tuple(range(x.ndim - 1))
   mean, var = x.mean(axes), x.var(axes)
   y = scale * (x - mean) / jnp.sqrt(var + 1e-5) + bias
-  return jnp.maximum(y, 0) if relu else y
+  return jnp.where(y > 0, y, leak * y) if relu else y
 
 
 @pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("relu", "leak"), [(False, 0.0), (True, 0.0), (True, 0.2)])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4)])
-def test_batch_norm(shape, relu, views):
+def test_batch_norm(shape, relu, leak, views):
   """Against the definition, every view a batch of its own."""
   x, scale, bias = 2 * normal(0, *shape) + 1, 1 + 0.3 * normal(1, shape[-1]), 0.3 * normal(2, shape[-1])
-  y, mean, var = norm.batch_norm(x, scale, bias, relu, views)
+  y, mean, var = norm.batch_norm(x, scale, bias, relu, views, leak)
   parts, axes = np.split(np.float64(x), views), tuple(range(len(shape) - 1))
   np.testing.assert_allclose(mean, [part.mean(axes) for part in parts], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(var, [part.var(axes) for part in parts], rtol=1e-4)
 
-  plain = lambda x, *a: jnp.concatenate([plain_batch_norm(part, *a, relu) for part in jnp.split(x, views)])
+  plain = lambda x, *a: jnp.concatenate([plain_batch_norm(part, *a, relu, leak) for part in jnp.split(x, views)])
   np.testing.assert_allclose(y, plain(x, scale, bias), atol=2e-5)
   weight = normal(3, *shape)
   gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a) ** 2), (0, 1, 2)))(x, scale, bias)
-  for ours, theirs in zip(gradient(lambda *a: norm.batch_norm(*a, relu, views)[0]), gradient(plain), strict=True):
+  for ours, theirs in zip(gradient(lambda *a: norm.batch_norm(*a, relu, views, leak)[0]), gradient(plain), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
 
 

@@ -9,21 +9,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ssl_jax.types import InputError, PyTree
 
 
-def data_mesh(batch_labelled: int, batch_unlabelled: int) -> Mesh:
-  """Returns a mesh with one axis, `data`, over as many devices as divide both batches.
+def data_mesh(batch_labelled: int, batch_unlabelled: int, batch_synthetic: int = 0) -> Mesh:
+  """Returns a mesh with one axis, `data`, over as many devices as divide all batches.
 
   Args:
-    batch_labelled, batch_unlabelled: global batch sizes.
+    batch_labelled, batch_unlabelled, batch_synthetic: global batch sizes.
 
   Raises:
     InputError: with several processes, where every device must take part, when a batch does not divide.
   """
-  batches = math.gcd(batch_labelled, batch_unlabelled)
+  batches = math.gcd(batch_labelled, batch_unlabelled, batch_synthetic)
   count = math.gcd(batches, jax.device_count())
   if jax.process_count() > 1 and count != jax.device_count():
     raise InputError(
-      f"config.train.batch_labelled, batch_unlabelled: {batch_labelled} and {batch_unlabelled} must be multiples of "
-      f"the {jax.device_count()} devices"
+      f"config.train.batch_labelled, batch_unlabelled, batch_synthetic: {batch_labelled}, {batch_unlabelled} and {batch_synthetic} must be "
+      f"multiples of the {jax.device_count()} devices"
     )
   return Mesh(np.asarray(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
 

@@ -41,7 +41,9 @@ def weighted_terms(
   return total, {"loss": total, **metrics}
 
 
-def forward(network: Any, params: PyTree, stats: PyTree, image: Array, *, key: Array | None, views: int = 1) -> tuple[Any, PyTree]:
+def forward(
+  network: Any, params: PyTree, stats: PyTree, image: Array, *, key: Array | None, views: int = 1, **extra: Any
+) -> tuple[Any, PyTree]:
   """Runs a network in training mode: batch statistics, and dropout when `key` is given.
 
   Args:
@@ -50,12 +52,13 @@ def forward(network: Any, params: PyTree, stats: PyTree, image: Array, *, key: A
     image: f32[B, *spatial, channels].
     key: dropout key; `None` turns dropout off (an EMA teacher).
     views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
+    extra: what only some networks take, such as `perturb`.
 
   Returns:
     The network's output and its updated running averages.
   """
   rngs = None if key is None else {"dropout": key}
-  settings = {"train": True, "dropout": key is not None, "views": views}
+  settings = {"train": True, "dropout": key is not None, "views": views, **extra}
   out, new = network.apply({"params": params, "batch_stats": stats}, image, **settings, rngs=rngs, mutable=["batch_stats"])
   return out, new.get("batch_stats", {})
 

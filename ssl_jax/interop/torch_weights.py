@@ -1,4 +1,4 @@
-"""V-Net weights published for PyTorch, as this library's parameters.
+"""V-Net and 2D U-Net weights published for PyTorch, as this library's parameters.
 
 `python -m ssl_jax.interop.torch_weights IN.(pth|pt|safetensors|npz) OUT.npz` converts a file; `load_weights(OUT.npz)` reads it back.
 No file is ever unpickled into arbitrary objects.
@@ -10,7 +10,7 @@ import pickle
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ssl_jax.types import InputError, PyTree
 
 _ENCODER = {"one": 1, "two": 2, "three": 3, "four": 3, "five": 3}  # PyTorch's name of a level and its number of convolutions
 _DECODER = {"six": 3, "seven": 3, "eight": 2, "nine": 1}
+_UNET_FIRST = "in_conv.conv_conv.0"
 _WRAPPERS = ("net", "state_dict", "model")  # what training scripts call the weights among other things in a .pth
 _PREFIXES = ("module.", "encoder.", "decoder.")
 _NORM = {
@@ -57,12 +58,37 @@ def load_vnet(state_dict: Mapping[str, np.ndarray]) -> dict[str, PyTree]:
   Source: names and layout of the published V-Net of UA-MT, MC-Net, CAML and CML [C].
   """
   weights = _short_names(state_dict)
-  first, last = _kernel(weights, "block_one.conv.0.weight"), _kernel(weights, "out_conv.weight")
+  first, last = (_kernel(weights, f"{name}.weight", "V-Net") for name in ("block_one.conv.0", "out_conv"))
   interpolates = "block_five_up.conv.1.running_mean" not in weights
+  return _convert(weights, _vnet_layers(first.shape[0], first.shape[1], last.shape[0], interpolates), first.ndim - 2, "V-Net")
+
+
+def load_unet2d(state_dict: Mapping[str, np.ndarray]) -> dict[str, PyTree]:
+  """Converts a 2D U-Net's state dict; `networks.unet.UNet2D` of the same width, classes and decoder computes what PyTorch did.
+
+  Args:
+    state_dict: PyTorch's names and arrays as in `load_vnet`; the decoder (transposed convolution, or convolution 1 and interpolation) is
+      read off the names.
+
+  Returns:
+    `{"params": ..., "batch_stats": ...}` of f32 NumPy arrays.
+
+  Raises:
+    InputError: a key is missing, unknown, or of another shape than the others imply; the message names it and what was expected.
+
+  Source: names and layout of the published U-Net of SSL4MIS, CML and BCP [C].
+  """
+  weights = _short_names(state_dict)
+  first, last = (_kernel(weights, f"{name}.weight", "2D U-Net") for name in (_UNET_FIRST, "out_conv"))
+  interpolates = "up1.conv1x1.weight" in weights
+  return _convert(weights, _unet_layers(first.shape[0], first.shape[1], last.shape[0], interpolates), first.ndim - 2, "2D U-Net")
+
+
+def _convert(weights: Mapping[str, np.ndarray], layers: Iterable[_Layer], rank: int, network: str) -> dict[str, PyTree]:
   tree: dict[str, PyTree] = {"params": {}, "batch_stats": {}}
   known = set()
-  for layer in _layers(first.shape[0], first.shape[1], last.shape[0], interpolates):
-    for key, collection, path, axes, shape in _arrays(layer, first.ndim - 2):
+  for layer in layers:
+    for key, collection, path, axes, shape in _arrays(layer, rank):
       known.add(key)
       group = tree[collection]
       for name in path[:-1]:
@@ -70,7 +96,7 @@ def load_vnet(state_dict: Mapping[str, np.ndarray]) -> dict[str, PyTree]:
       group[path[-1]] = _converted(weights, key, axes, shape)
   unknown = sorted(weights.keys() - known)
   if unknown:
-    raise InputError(f"{unknown[0]}: unknown; the V-Net that the other arrays make has no such part ({len(unknown)} like it)")
+    raise InputError(f"{unknown[0]}: unknown; the {network} that the other arrays make has no such part ({len(unknown)} like it)")
   return tree
 
 
@@ -88,15 +114,15 @@ def _short_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return short
 
 
-def _kernel(weights: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+def _kernel(weights: Mapping[str, np.ndarray], key: str, network: str) -> np.ndarray:
   if key not in weights:
-    raise InputError(f"{key} of the state dict is missing: these are not the weights of a V-Net")
+    raise InputError(f"{key} of the state dict is missing: these are not the weights of a {network}")
   if weights[key].ndim not in (4, 5):
     raise InputError(f"{key}: has shape {weights[key].shape}, expected 4 or 5 axes: out, in, and two or three of the kernel")
   return weights[key]
 
 
-def _layers(width: int, channels: int, classes: int, interpolates: bool) -> Iterator[_Layer]:
+def _vnet_layers(width: int, channels: int, classes: int, interpolates: bool) -> Iterator[_Layer]:
   """Lists all layers; where the decoder interpolates, that takes place 0 and moves convolution and BatchNorm by one."""
 
   def blocks(torch: str, ours: str, count: int, channels: int, features: int) -> Iterator[_Layer]:
@@ -123,6 +149,24 @@ def _layers(width: int, channels: int, classes: int, interpolates: bool) -> Iter
     yield from blocks(f"block_{name}", f"decoder{level}", count, features, features)
     previous = name
   yield _Layer("out_conv", "output", "conv1", width, classes)
+
+
+def _unet_layers(width: int, channels: int, classes: int, interpolates: bool) -> Iterator[_Layer]:
+  def block(torch: str, ours: str, channels: int, features: int) -> Iterator[_Layer]:
+    for i, place in enumerate((0, 4)):  # activation and dropout lie between
+      yield _Layer(f"{torch}.conv_conv.{place}", f"{ours}_conv{i}", "conv3", features if i else channels, features)
+      yield _Layer(f"{torch}.conv_conv.{place + 1}", f"{ours}_norm{i}", "norm", features, features)
+
+  yield from block("in_conv", "encoder1", channels, width)
+  for level in range(1, 5):
+    features = width * 2**level
+    yield from block(f"down{level}.maxpool_conv.1", f"encoder{level + 1}", features // 2, features)
+  for level in range(1, 5):
+    features = width * 2 ** (4 - level)
+    name, kind = ("conv1x1", "conv1") if interpolates else ("up", "up2")
+    yield _Layer(f"up{level}.{name}", f"decoder{level}_up", kind, 2 * features, features)
+    yield from block(f"up{level}.conv", f"decoder{level}", 2 * features, features)
+  yield _Layer("out_conv", "output", "conv3", width, classes)
 
 
 def _arrays(layer: _Layer, rank: int) -> Iterator[tuple[str, str, tuple[str, ...], tuple[int, ...], tuple[int, ...]]]:
@@ -235,23 +279,29 @@ def load_weights(path: Path) -> dict[str, PyTree]:
 
 def main(arguments: list[str] | None = None) -> int:
   """Converts one file, see the module's docstring; returns the exit status."""
-  parser = argparse.ArgumentParser(prog="python -m ssl_jax.interop.torch_weights", description="Converts a PyTorch V-Net's weights.")
+  parser = argparse.ArgumentParser(
+    prog="python -m ssl_jax.interop.torch_weights", description="Converts the weights of a PyTorch V-Net or 2D U-Net."
+  )
   parser.add_argument("input", type=Path, help=".pth, .pt, .safetensors or .npz")
   parser.add_argument("output", type=Path, help=".npz, read back by load_weights")
   parsed = parser.parse_args(arguments)
   try:
     if parsed.output.suffix != ".npz" or not parsed.output.parent.is_dir():
       raise InputError(f"{parsed.output}: the output is an .npz in a folder that exists")
-    variables = load_vnet(read_state_dict(parsed.input))
+    weights = read_state_dict(parsed.input)
+    is_unet = any(key.endswith(f"{_UNET_FIRST}.weight") for key in weights)
+    load, network = (load_unet2d, "2D U-Net") if is_unet else (load_vnet, "V-Net")
+    variables = load(weights)
     save_weights(variables, parsed.output)
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   params = variables["params"]
-  first, decoder = params["encoder1_conv0"]["kernel"], "trilinear or nearest" if "conv" in params["decoder1_up"] else "transpose"
+  up = params["decoder1_up"]
+  first, decoder = params["encoder1_conv0"]["kernel"], "trilinear or nearest" if "conv" in up or up["kernel"].ndim == 2 else "transpose"
   count = sum(value.size for _, value in _flat(params))
   print(
-    f"{parsed.output}: {count:,} parameters; V-Net of width {first.shape[-1]}, {first.shape[-2]} channel(s), "
+    f"{parsed.output}: {count:,} parameters; {network} of width {first.shape[-1]}, {first.shape[-2]} channel(s), "
     f"{len(params['output']['bias'])} classes, upsample {decoder}"
   )
   return 0

@@ -5,11 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ssl_jax.networks.unet import UNet3D
+from ssl_jax.networks.unet import UNet2D, UNet3D
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.types import InputError, NetworkConfig, nearest
 
-_NETWORKS: dict[str, Any] = {"vnet": VNet, "unet3d": UNet3D}
+_NETWORKS: dict[str, Any] = {"vnet": VNet, "unet2d": UNet2D, "unet3d": UNet3D}
 
 
 def build(cfg: NetworkConfig, *, num_classes: int, **extra: Any) -> nn.Module:

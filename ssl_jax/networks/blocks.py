@@ -27,6 +27,20 @@ class NetworkOutput(NamedTuple):
   bottleneck: Array
 
 
+def check_input(x: Array, views: int, network: str) -> None:
+  """Checks images [B, *spatial, channels] for a network that halves them four times.
+
+  Raises:
+    ValueError: a side is no multiple of 16, or `views` does not divide B.
+  """
+  if any(side % 16 for side in x.shape[1:-1]):
+    raise ValueError(
+      f"config.data.patch: {network} halves the image four times, so every side must be a multiple of 16; got {x.shape[1:-1]}"
+    )
+  if x.shape[0] % views:
+    raise ValueError(f"config.train.batch_labelled: {views} views need equal halves of the batch; got {x.shape[0]} images")
+
+
 class Conv(nn.Module):
   """Convolution with bias, stride 1, kernel 3 or 1 along every axis; parameters f32, compute in `dtype`."""
 
@@ -80,6 +94,9 @@ def max_pool2(x: Array) -> Array:
   return x
 
 
+INTERPOLATE = {"trilinear": resize.upsample_linear, "nearest": resize.upsample_nearest}
+
+
 class Up(nn.Module):
   """Doubles the resolution: transposed convolution of size and stride 2, or interpolation and a convolution of size 3.
 
@@ -97,8 +114,7 @@ class Up(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Maps [B, *spatial, in] to [B, *(2 · spatial), features]."""
     if self.mode != "transpose":
-      x = (resize.upsample_linear if self.mode == "trilinear" else resize.upsample_nearest)(x)
-      return Conv(self.features, dtype=self.dtype, name="conv")(x)
+      return Conv(self.features, dtype=self.dtype, name="conv")(INTERPOLATE[self.mode](x))
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(self.features * 2**rank)  # PyTorch counts the outputs of a transposed convolution
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
@@ -107,9 +123,15 @@ class Up(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """BatchNorm with PyTorch's constants and running averages (unbiased variance, 0.9 of the old value), and an optional ReLU."""
+  """BatchNorm with PyTorch's constants and running averages (unbiased variance, 0.9 of the old value), and an optional ReLU.
+
+  Attributes:
+    relu: whether one follows.
+    leak: its slope below 0.
+  """
 
   relu: bool = False
+  leak: float = 0.0
 
   @nn.compact
   def __call__(self, x: Array, train: bool, views: int = 1) -> Array:
@@ -128,8 +150,8 @@ class BatchNorm(nn.Module):
     if not train:
       gain = scale * jax.lax.rsqrt(running_var.value + norm.EPSILON)
       y = x * gain + (bias - running_mean.value * gain)
-      return (jax.nn.relu(y) if self.relu else y).astype(x.dtype)
-    y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views)
+      return (norm.rectify(y, self.leak) if self.relu else y).astype(x.dtype)
+    y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views, self.leak)
     if self.is_mutable_collection("batch_stats"):
       count = x.size // channels // views
       running_mean.value = 0.9 * running_mean.value + 0.1 * mean[0]

@@ -1,15 +1,110 @@
 """U-Nets as the semi-supervised literature uses them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ssl_jax.networks.blocks import Conv, InstanceNorm, NetworkOutput, max_pool2
+from ssl_jax.networks.blocks import INTERPOLATE, BatchNorm, Conv, InstanceNorm, NetworkOutput, Up, channel_dropout, check_input, max_pool2
 from ssl_jax.ops import resize
 from ssl_jax.types import Array
 
 LEVELS = 5
+DROPOUT_OF_LEVEL = (0.1, 0.2, 0.4, 0.6, 1.0)  # of the rate of level 5
+LEAK = 0.01
+
+
+def _u_shape(
+  x: Array,
+  encode: Callable[[Array, int], Array],
+  perturb: Callable[[Array], Array],
+  decode: Callable[[Array, Array, int], Array],
+) -> tuple[Array, list[Array]]:
+  """Halves an image four times and doubles it again.
+
+  Args:
+    x: [B, *spatial, channels].
+    encode: (x, level 0..4) -> the level's features.
+    perturb: what happens to features on their way to the decoder; the next level of the encoder sees them as they were.
+    decode: (x, skip, level 1..4) -> features at the resolution of `skip`, of the encoder's level 4 − level.
+
+  Returns:
+    The bottleneck as the decoder gets it, and the features of the decoder's levels 1..4.
+  """
+  skips = []
+  for level in range(LEVELS):
+    x = encode(max_pool2(x) if level else x, level)
+    skips.append(perturb(x))
+  bottleneck = x = skips.pop()
+  decoded = []
+  for level in range(1, LEVELS):
+    x = decode(x, skips.pop(), level)
+    decoded.append(x)
+  return bottleneck, decoded
+
+
+class UNet2D(nn.Module):
+  """Five levels of widths n … 16n, two conv 3 – BatchNorm – LeakyReLU each with dropout between; max-pooling, ×2 and concatenation.
+
+  Attributes:
+    num_classes: C.
+    width: n.
+    upsample: "transpose", or conv 1 and "trilinear" (linear in any number of axes, corners aligned) or "nearest" interpolation.
+    dropout: rate, of single values, in level 5 of the encoder; the levels have 0.1, 0.2, 0.4, 0.6, 1 of it [D], which makes 0.5 the
+      published 0.05, 0.1, 0.2, 0.3, 0.5 [C]. The decoder has none.
+    dtype: compute precision; parameters, statistics and logits are f32.
+
+  Source: U-Net (Ronneberger et al. 2015) in the form of SSL4MIS, CML and BCP [C] and CMEMS (App. D) [P].
+  """
+
+  num_classes: int
+  width: int = 16
+  upsample: str = "transpose"
+  dropout: float = 0.5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: float = 0.0) -> NetworkOutput:
+    """Segments images.
+
+    Args:
+      x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
+      train: use batch statistics, and update running averages where "batch_stats" is mutable.
+      dropout: whether values are dropped; defaults to `train`.
+      views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
+      perturb: probability with which each channel of each of the encoder's five levels is lost to the decoder, whatever `dropout` says
+        (CMEMS eqs. 7, 8); the others are scaled by 1/(1 − perturb). Key stream "dropout".
+
+    Raises:
+      ValueError: a side is no multiple of 16, or `views` does not divide B.
+    """
+    check_input(x, views, "U-Net")
+    dropout = train if dropout is None else dropout
+
+    def blocks(x: Array, features: int, name: str, rate: float = 0.0) -> Array:
+      for i in range(2):
+        x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
+        x = BatchNorm(relu=True, leak=LEAK, name=f"{name}_norm{i}")(x, train, views)
+        if rate and i == 0:
+          x = nn.Dropout(rate, name=f"{name}_dropout")(x, deterministic=not dropout)
+      return x
+
+    def encode(x: Array, level: int) -> Array:
+      return blocks(x, self.width * 2**level, f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level])
+
+    def decode(x: Array, skip: Array, level: int) -> Array:
+      features, name = skip.shape[-1], f"decoder{level}"
+      if self.upsample == "transpose":
+        x = Up(features, dtype=self.dtype, name=f"{name}_up")(x)
+      else:
+        x = INTERPOLATE[self.upsample](Conv(features, size=1, dtype=self.dtype, name=f"{name}_up")(x))
+      return blocks(jnp.concatenate([skip, x], axis=-1), features, name)
+
+    lose = lambda x: channel_dropout(self, x, perturb, True)
+    bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lose, decode)
+    logits = Conv(self.num_classes, dtype=self.dtype, name="output")(f4).astype(jnp.float32)
+    return NetworkOutput(logits, f2, f3, f4, bottleneck)
 
 
 class UNet3D(nn.Module):
@@ -44,29 +139,23 @@ class UNet3D(nn.Module):
     Raises:
       ValueError: a side is no multiple of 16.
     """
-    if any(side % 16 for side in x.shape[1:-1]):
-      raise ValueError(f"config.data.patch: U-Net halves the image four times, so every side must be a multiple of 16; got {x.shape[1:-1]}")
+    check_input(x, 1, "U-Net")
     dropout = train if dropout is None else dropout
-    x = x.astype(self.dtype)
+    drop = lambda x, name: nn.Dropout(self.dropout, name=name)(x, deterministic=not dropout)
 
     def blocks(x: Array, features: int, name: str) -> Array:
       for i in range(2):
         x = InstanceNorm(name=f"{name}_norm{i}")(Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x))
       return x
 
-    skips = []
-    for level in range(LEVELS):
-      if level:
-        skips.append(x)
-        x = max_pool2(x)
+    def encode(x: Array, level: int) -> Array:
       x = blocks(x, self.width * 2**level, f"encoder{level + 1}")
-    bottleneck = x = nn.Dropout(self.dropout, name="dropout_centre")(x, deterministic=not dropout)
+      return drop(x, "dropout_centre") if level == LEVELS - 1 else x
 
-    features_of = {}
-    for level in range(1, LEVELS):
-      skip = skips.pop()
+    def decode(x: Array, skip: Array, level: int) -> Array:
       x = jnp.concatenate([skip, resize.upsample_linear(x, corners_aligned=False)], axis=-1)
-      features_of[level] = x = blocks(x, skip.shape[-1], f"decoder{level}")
-    x = nn.Dropout(self.dropout, name="dropout_output")(x, deterministic=not dropout)
-    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)
-    return NetworkOutput(logits, features_of[2], features_of[3], features_of[4], bottleneck)
+      return blocks(x, skip.shape[-1], f"decoder{level}")
+
+    bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lambda x: x, decode)
+    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(drop(f4, "dropout_output")).astype(jnp.float32)
+    return NetworkOutput(logits, f2, f3, f4, bottleneck)

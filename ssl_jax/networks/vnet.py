@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax.networks.attention import CrossSampleAttention
-from ssl_jax.networks.blocks import BatchNorm, Conv, Down, NetworkOutput, Up, channel_dropout
+from ssl_jax.networks.blocks import BatchNorm, Conv, Down, NetworkOutput, Up, channel_dropout, check_input
 from ssl_jax.types import Array
 
 ENCODER_BLOCKS = (1, 2, 3, 3, 3)
@@ -45,12 +45,9 @@ class VNet(nn.Module):
       views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
 
     Raises:
-      ValueError: a side is no multiple of 16.
+      ValueError: a side is no multiple of 16, or `views` does not divide B.
     """
-    if any(side % 16 for side in x.shape[1:-1]):
-      raise ValueError(f"config.data.patch: V-Net halves the image four times, so every side must be a multiple of 16; got {x.shape[1:-1]}")
-    if x.shape[0] % views:
-      raise ValueError(f"config.train.batch_labelled: {views} views need equal halves of the batch; got {x.shape[0]} images")
+    check_input(x, views, "V-Net")
     dropout = train if dropout is None else dropout
     x = x.astype(self.dtype)
 

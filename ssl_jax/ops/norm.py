@@ -1,4 +1,4 @@
-"""BatchNorm with an optional ReLU as one operation: two passes forward, two back, nothing kept but the input."""
+"""BatchNorm with an optional (leaky) ReLU as one operation: two passes forward, two back, nothing kept but the input."""
 
 from functools import partial
 
@@ -9,8 +9,8 @@ from jax import Array, lax
 EPSILON = 1e-5  # PyTorch's
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: int = 1) -> tuple[Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: int = 1, leak: float = 0.0) -> tuple[Array, Array, Array]:
   """Normalises with batch statistics: y = act(γ (x − m) / √(v + ε) + β), m and v over all axes but the last.
 
   Args:
@@ -18,12 +18,13 @@ def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: i
     scale, bias: f32[C], γ and β; gradient flows here.
     relu: whether act is ReLU or nothing.
     views: the batch is this many equal parts one after the other, each with its own m and v, as if each were a batch of its own.
+    leak: slope of the ReLU below 0, 0 <= leak < 1.
 
   Returns:
     y in x's dtype, and m, v (biased) of every view as f32[views, C]; no gradient flows through m and v as outputs. Statistics are f32 sums,
     v = E[x²] − m², clamped at 0.
   """
-  return _forward(x, scale, bias, relu, views)[0]
+  return _forward(x, scale, bias, relu, views, leak)[0]
 
 
 def _split(x, views):
@@ -45,24 +46,29 @@ def _affine(mean, var, scale, bias):
   return gain, bias - mean * gain, inverse
 
 
-def _forward(x, scale, bias, relu, views):
+def rectify(y: Array, leak: float) -> Array:
+  """Returns y where it is positive, else leak · y."""
+  return jnp.maximum(y, leak * y) if leak else jax.nn.relu(y)
+
+
+def _forward(x, scale, bias, relu, views, leak):
   wide = _split(x, views)
   count = wide[0].size // x.shape[-1]
   mean = _sum(wide) / count
   var = jnp.maximum(_sum(wide * wide) / count - mean * mean, 0.0)
   gain, shift, _ = _affine(mean, var, scale, bias)
   y = wide * _like(gain, wide) + _like(shift, wide)
-  y = (jax.nn.relu(y) if relu else y).reshape(x.shape).astype(x.dtype)
+  y = (rectify(y, leak) if relu else y).reshape(x.shape).astype(x.dtype)
   return (y, mean, var), (x, mean, var, scale, bias)
 
 
-def _backward(relu, views, saved, cotangents):
+def _backward(relu, views, leak, saved, cotangents):
   x, mean, var, scale, bias = saved
   wide, grad = _split(x, views), _split(cotangents[0], views)
   count = wide[0].size // x.shape[-1]
   gain, shift, inverse = _affine(mean, var, scale, bias)
   if relu:
-    grad = jnp.where(wide * _like(gain, wide) + _like(shift, wide) > 0, grad, 0.0)
+    grad = jnp.where(wide * _like(gain, wide) + _like(shift, wide) > 0, grad, leak * grad if leak else 0.0)
   grad_bias = _sum(grad)
   grad_scale = (_sum(grad * wide) - mean * grad_bias) * inverse
   slope = -gain * inverse * grad_scale / count

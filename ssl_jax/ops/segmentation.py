@@ -39,18 +39,21 @@ def confident_cross_entropy(logits: Array, target: Array, threshold: float, coun
   return -jnp.mean(mask * jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
 
 
-def dice_soft(prob: Array, label: Array, smooth: float = 1e-5) -> Array:
+def dice_soft(prob: Array, label: Array, smooth: float = 1e-5, mask: Array | None = None) -> Array:
   """Soft Dice loss: mean over samples and classes of 1 − (2Σpy + ε)/(Σp + Σy + ε).
 
   Args:
     prob: f32[B, *spatial, C]; gradient flows here.
     label: i32[B, *spatial].
     smooth: ε; an absent class that is not predicted costs 0.
+    mask: bool[B, *spatial], the voxels that the sums run over; `None` for all.
 
   Source: published code of CML and BCP [C].
   """
   axes = tuple(range(1, prob.ndim - 1))
   target = jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)
+  if mask is not None:
+    prob, target = prob * mask[..., None], target * mask[..., None]
   overlap, size = jnp.sum(prob * target, axes), jnp.sum(prob, axes) + jnp.sum(target, axes)
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
@@ -71,9 +74,10 @@ def dice_batch(prob: Array, label: Array, smooth: float = 1e-8) -> Array:
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 
-def ce_dice(logits: Array, label: Array) -> Array:
-  """Returns ℓ_s = ½ (CE + Dice) over logits f32[B, *spatial, C] and labels i32[B, *spatial].
+def ce_dice(logits: Array, label: Array, mask: Array | None = None) -> Array:
+  """Returns ℓ_s = ½ (CE + Dice) over logits f32[B, *spatial, C] and labels i32[B, *spatial], where `mask` bool[B, *spatial] holds.
 
-  Source: CRLN, eq. 1; CML, eq. 7.
+  Source: CRLN, eq. 1; CML, eq. 7; CMEMS, eq. 6.
   """
-  return 0.5 * (cross_entropy(logits, label) + dice_soft(jax.nn.softmax(logits.astype(jnp.float32)), label))
+  prob = jax.nn.softmax(logits.astype(jnp.float32))
+  return 0.5 * (cross_entropy(logits, label, mask) + dice_soft(prob, label, mask=mask))
