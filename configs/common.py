@@ -86,3 +86,49 @@ def left_atrium_small(config: ConfigDict) -> ConfigDict:
   config.eval.stride = (16, 16, 8)
   config.eval.window_batch = 4
   return config
+
+
+def acdc(config: ConfigDict) -> ConfigDict:
+  """ACDC, right ventricle, myocardium and left ventricle on short-axis slices: 2D U-Net, 256² [C of CML]."""
+  config.data.source = "msd"
+  config.data.root = "data/acdc"
+  config.data.split = "official"
+  config.data.slices = True
+  config.data.num_labelled = 136  # the slices of 7 patients; 68: of 3
+  config.data.patch = (256, 256)
+  config.data.view = "resize"
+  config.network.name = "unet2d"
+  config.train.batch_labelled = 12
+  config.train.batch_unlabelled = 12
+  config.eval.stride = ()
+  config.eval.window_batch = 8
+  return config
+
+
+def small_slices(config: ConfigDict) -> ConfigDict:
+  """For two CPU cores: 128², a U-Net of width 8, half of the batch."""
+  config.data.patch = (128, 128)
+  config.network.width = 8
+  for stream in ("labelled", "unlabelled", "synthetic"):
+    config.train[f"batch_{stream}"] //= 2
+  return config
+
+
+def one_exemplar(config: ConfigDict) -> ConfigDict:
+  """CMEMS's setting: one labelled slice, 224², coupled Adam [P]; weak views are drawn on the device, each network's own."""
+  config.data.slices = True
+  config.data.num_labelled = 1
+  config.data.synthesis.exemplar = "auto"
+  config.data.patch = (224, 224)
+  config.data.view = "none"
+  config.network.name = "unet2d"
+  config.network.upsample = "trilinear"
+  config.optim.name = "adam"
+  config.optim.lr = 3e-4
+  config.train.phases = (("train", 30000),)  # [D]
+  config.train.batch_labelled = 12  # [D] 12 views of the exemplar, 12 synthetic images, 12 unlabelled slices
+  config.train.batch_unlabelled = 12
+  config.train.batch_synthetic = 12
+  config.eval.stride = ()
+  config.eval.window_batch = 8
+  return config

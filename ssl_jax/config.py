@@ -89,17 +89,31 @@ def check(cfg: Config) -> Config:
       raise InputError(f"config.{key}: {what}")
 
   need(len(cfg.data.patch) in (2, 3) and min(cfg.data.patch) > 0, "data.patch", f"needs 2 or 3 positive sides, got {cfg.data.patch}")
+  is_2d, stride = len(cfg.data.patch) == 2, cfg.eval.stride
   need(
-    len(cfg.eval.stride) == len(cfg.data.patch),
+    is_2d or len(stride) == len(cfg.data.patch),
     "eval.stride",
-    f"needs one number per side of data.patch {cfg.data.patch}, got {cfg.eval.stride}",
+    f"needs one number per side of data.patch {cfg.data.patch}, got {stride}",
   )
   need(
-    all(0 < s <= p for s, p in zip(cfg.eval.stride, cfg.data.patch, strict=True)), "eval.stride", "needs 0 < stride <= patch on every axis"
+    is_2d or all(0 < s <= p for s, p in zip(stride, cfg.data.patch, strict=True)), "eval.stride", "needs 0 < stride <= patch on every axis"
+  )
+  need(cfg.eval.window_batch >= 1, "eval.window_batch", f"must be at least 1, got {cfg.eval.window_batch}")
+  need(
+    is_2d or not cfg.data.slices,
+    "data.slices",
+    f"slices need a patch of two sides, got config.data.patch={cfg.data.patch}; give X and Y alone, or set config.data.slices=False",
+  )
+  need(
+    is_2d == (cfg.data.view != "crop"),
+    "data.view",
+    f"a 2D network is evaluated on whole slices resized to config.data.patch, so it must be trained on such: 'resize' or 'none', and a 3D "
+    f"one on crops: 'crop'; got {cfg.data.view!r} with {cfg.data.patch}",
   )
   need(cfg.data.downsample >= 1, "data.downsample", f"must be at least 1, got {cfg.data.downsample}")
   need(cfg.optim.lr > 0, "optim.lr", f"must be positive, got {cfg.optim.lr}")
   need(min(cfg.train.batch_labelled, cfg.train.batch_unlabelled) >= 1, "train.batch_labelled", "both batch sizes must be at least 1")
+  need(cfg.train.batch_synthetic >= 0, "train.batch_synthetic", f"must be at least 0, got {cfg.train.batch_synthetic}")
   need(cfg.train.log_every_steps >= 1, "train.log_every_steps", "must be at least 1")
   need(cfg.train.checkpoint_every_steps >= 1, "train.checkpoint_every_steps", "must be at least 1")
   need(cfg.train.keep_checkpoints >= 1, "train.keep_checkpoints", "must be at least 1")

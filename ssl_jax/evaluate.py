@@ -1,6 +1,7 @@
-"""From a state to numbers: whole scans by sliding window, one row per case, a summary per predictor."""
+"""From a state to numbers: whole scans, one row per case, a summary per predictor and, with several classes, per class."""
 
 import csv
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import tqdm
 
 from ssl_jax import metrics
 from ssl_jax.data import Case
+from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.experiment import Experiment
 from ssl_jax.types import InputError, TrainState
 
@@ -23,7 +25,8 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
 
   Returns:
     Predictor name -> its result, the first being what the paper evaluates: `{"method", "predictor", "select", "step", "seed", "split",
-    "cases", "summary"}`. Distances are in voxels of the evaluated grid, and in mm under `*_mm`.
+    "cases", "summary"}`, with several foreground classes also `"classes"`: class -> summary. Distances are in voxels of the evaluated grid,
+    and in mm under `*_mm`.
   """
   cfg, split = experiment.cfg, experiment.split
   names = split.evaluation[: cfg.eval.max_cases or None]
@@ -37,6 +40,15 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
     for predictor, predict in experiment.predictors.items():
       prob = np.asarray(predict(state, case.image))
       rows[predictor].append({"case": name, **score(np.argmax(prob, axis=-1), case, experiment.source.class_names, cfg.eval.empty)})
+  summarise = functools.partial(metrics.summarise, num_resamples=cfg.eval.num_resamples, seed=cfg.seed)
+  foreground = experiment.source.class_names[1:]
+
+  def per_class(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    rows_of = {
+      name: [{k.removeprefix(f"{name}/"): v for k, v in row.items() if k.startswith(f"{name}/")} for row in cases] for name in foreground
+    }
+    return {"classes": {name: summarise(rows) for name, rows in rows_of.items()}} if len(foreground) > 1 else {}
+
   return {
     predictor: {
       "method": cfg.method["name"],
@@ -46,7 +58,8 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
       "seed": cfg.seed,
       "split": split.name,
       "cases": cases,
-      "summary": metrics.summarise(cases, num_resamples=cfg.eval.num_resamples, seed=cfg.seed),
+      "summary": summarise(cases),
+      **per_class(cases),
     }
     for predictor, cases in rows.items()
   }
@@ -89,21 +102,21 @@ def write_results(results: Mapping[str, Mapping[str, Any]], workdir: Path) -> No
 
 
 def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str, float]:
-  """Compares pseudo-labels with the hidden labels of a few unlabelled scans, where the data set has them.
+  """Compares pseudo-labels with the hidden labels of a few unlabelled scans or slices, where the data set has them.
 
-  One centred patch a scan. For every stage the method names (CRLN: before and after rectification): the share of reliable voxels, and the
-  Dice of all and of
-  reliable pseudo-labels against the foreground.
+  One centred patch a scan, or the whole resized slice. For every stage the method names (CRLN: before and after rectification): the share
+  of reliable voxels, and the Dice of all and of reliable pseudo-labels against the foreground.
 
   Source: CRLN, Figs. 1 and 11.
   """
   if experiment.pseudo_labels is None:
     return {}
   found: dict[str, list[float]] = {}
+  fit = _centre_patch if experiment.cfg.data.view == "crop" else resize_nearest
   hidden = [name for name in experiment.split.unlabelled if experiment.source.has_label(name)]
   for name in hidden[:_QUALITY_CASES]:
     case = experiment.source.load(name)
-    image, label = (_centre_patch(np.asarray(a), experiment.cfg.data.patch) for a in (case.image, case.label))
+    image, label = (fit(np.asarray(a), experiment.cfg.data.patch) for a in (case.image, case.label))
     for stage, (prob, reliable) in jax.device_get(experiment.pseudo_labels(state, image[None])).items():
       pseudo, true = np.argmax(prob[0], axis=-1) > 0, label > 0
       values = {

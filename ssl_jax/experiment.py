@@ -6,17 +6,18 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssl_jax import config, data, methods
 from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
-from ssl_jax.inference import SlidingWindow
+from ssl_jax.inference import SliceWise, SlidingWindow
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState
 
@@ -26,17 +27,23 @@ _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoin
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run, ready to train or evaluate."""
+  """A run, ready to train or evaluate.
+
+  Attributes:
+    synthetic: images that the method made for training, with labels, see `data.batches`; `None` when it makes none.
+  """
 
   cfg: Config
   source: data.Source
   split: data.Split
   method: Method
+  synthetic: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     """The devices that share the batch."""
-    return sharding.data_mesh(self.cfg.train.batch_labelled, self.cfg.train.batch_unlabelled)
+    train = self.cfg.train
+    return sharding.data_mesh(train.batch_labelled, train.batch_unlabelled, train.batch_synthetic)
 
   @property
   def num_steps(self) -> int:
@@ -54,14 +61,18 @@ class Experiment:
       }
       return {**arrays, "label": jax.ShapeDtypeStruct((size, *self.cfg.data.patch), jnp.int32)} if with_label else arrays
 
-    return {"labelled": half(self.cfg.train.batch_labelled, True), "unlabelled": half(self.cfg.train.batch_unlabelled, False)}
+    train = self.cfg.train
+    spec = {"labelled": half(train.batch_labelled, True), "unlabelled": half(train.batch_unlabelled, False)}
+    return {**spec, "synthetic": half(train.batch_synthetic, True)} if train.batch_synthetic else spec
 
   @functools.cached_property
-  def predictors(self) -> dict[str, SlidingWindow]:
+  def predictors(self) -> dict[str, SlidingWindow | SliceWise]:
     """Whole-scan predictors, called as `(state, image)`; the first is what the paper evaluates."""
     named = {"student": self.method.predict, **self.method.predict_also}
-    cfg = self.cfg
-    return {k: SlidingWindow(f, patch=cfg.data.patch, stride=cfg.eval.stride, window_batch=cfg.eval.window_batch) for k, f in named.items()}
+    patch, cfg = self.cfg.data.patch, self.cfg.eval
+    if len(patch) == 2:
+      return {name: SliceWise(predict, patch=patch, window_batch=cfg.window_batch) for name, predict in named.items()}
+    return {k: SlidingWindow(f, patch=patch, stride=cfg.stride, window_batch=cfg.window_batch) for k, f in named.items()}
 
   @functools.cached_property
   def pseudo_labels(self) -> Callable[..., Any] | None:
@@ -99,13 +110,42 @@ def open_experiment(cfg: Config, images: data.Source | None = None) -> Experimen
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"}, "config.method")
   source = images or data.open_source(cfg.data)
-  split = data.Split((), (), source.names, "images") if images else data.make_split(cfg.data, source)
+  split = data.Split((), (), source.names, "images") if images else _split(cfg, source)
+  if not images:
+    data.check_patch(cfg.data, source, split)
   steps = sum(n for _, n in cfg.train.phases)
-  method = module.build(options, Networks(cfg.network, source.num_classes), optim.sgd(cfg.optim, steps), Task(len(split.labelled), steps))
+  method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), Task(len(split.labelled), steps))
   for name, _ in cfg.train.phases:
     if name not in method.steps:
       raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
   return Experiment(cfg, source, split, method)
+
+
+def _split(cfg: Config, source: data.Source) -> data.Split:
+  split = data.make_split(cfg.data, source)
+  if cfg.train.batch_synthetic and not cfg.data.synthesis.per_background:
+    raise InputError("config.data.synthesis.per_background: must be positive, or config.train.batch_synthetic 0")
+  return data.with_exemplar(cfg.data, source, split) if cfg.data.synthesis.per_background else split
+
+
+def with_synthetic(experiment: Experiment, cache_dir: Path, draw: Callable[[np.ndarray, np.ndarray, Path], object]) -> Experiment:
+  """Returns the experiment with the synthetic images that its configuration asks for, made once and kept in `cache_dir`.
+
+  Args:
+    experiment: any; without `config.train.batch_synthetic` it comes back as it is.
+    cache_dir: a folder that all processes see.
+    draw: makes a contact sheet, see `data.build_synthetic`.
+
+  Raises:
+    InputError: see `data.build_synthetic`.
+  """
+  cfg = experiment.cfg
+  if not cfg.train.batch_synthetic:
+    return experiment
+  made = data.build_synthetic(
+    cfg.data, experiment.source, experiment.split, cfg.seed, cache_dir, process_index=jax.process_index(), draw=draw
+  )
+  return dataclasses.replace(experiment, synthetic=made)
 
 
 def restore(experiment: Experiment, workdir: Path) -> TrainState:
@@ -132,7 +172,7 @@ def record(experiment: Experiment, workdir: Path) -> None:
   cfg, file = experiment.cfg, workdir / "config.json"
   current = json.loads(config.to_json(cfg))
   if file.exists():
-    difference = _first_difference(_fixed_part(json.loads(file.read_text())), _fixed_part(current), "config")
+    difference = _first_difference(_fixed_part(json.loads(config.to_json(config.from_json(file)))), _fixed_part(current), "config")
     if difference:
       raise InputError(
         f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it"

@@ -1,4 +1,4 @@
-"""Prediction of whole scans: averaged sliding windows, or one pass over the padded scan."""
+"""Prediction of whole scans: averaged sliding windows, slice by slice, or one pass over the padded scan."""
 
 import functools
 import itertools
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.types import Array, InputError, PyTree
 
 _BUCKET = 64  # voxels; coarse, because a larger volume costs a little memory and a new one costs a compilation
@@ -89,6 +90,52 @@ class SlidingWindow:
     counts = [_counts(start, window, size) for start, window, size in zip(starts, self._patch, self._volume, strict=True)]
     operands = jax.device_put((volume, rows, weights, counts, np.int32(num_batches)))
     return np.array(jax.device_get(self._run(state, *operands))[inside])
+
+
+class SliceWise:
+  """Class probabilities of a volume from a 2D network: every X-Y slice whole, brought to the network's size and back.
+
+  Source: the ACDC evaluation of SSL4MIS, CML and BCP, both resizings by the nearest pixel [C]. They resize class maps, which is the same.
+  """
+
+  def __init__(self, predict: Callable[[PyTree, Array], Array], *, patch: Sequence[int], window_batch: int = 1) -> None:
+    """Checks the geometry; compiles nothing yet.
+
+    Args:
+      predict: jittable `(state, f32[window_batch, *patch, channels]) -> f32[window_batch, *patch, C]` probabilities; compiled once.
+      patch: pixels along X and Y.
+      window_batch: slices per call of `predict`; the last call is filled up with zeros.
+    Raises: InputError when `patch` has not two sides or `window_batch` is not positive.
+    """
+    if len(patch) != 2 or min(patch) < 1:
+      raise InputError(f"patch {tuple(patch)} must have two positive sides")
+    if window_batch < 1:
+      raise InputError(f"window_batch must be at least 1, got {window_batch}")
+    self._patch, self._window_batch = tuple(patch), window_batch
+    self._run = jax.jit(lambda state, slices: predict(state, slices).astype(jnp.float32))
+
+  def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
+    """Does nothing: what is compiled does not depend on the scans' shapes."""
+
+  def __call__(self, state: PyTree, image: np.ndarray | Array) -> np.ndarray:
+    """Class probabilities of a volume, or of a single image.
+
+    Args:
+      state: passed on to `predict`.
+      image: f32[X, Y, Z, channels] or f32[X, Y, channels].
+    Returns: f32[X, Y, Z, C] or f32[X, Y, C] on the host.
+    Raises: InputError when the image has another rank.
+    """
+    image = np.asarray(image, np.float32)
+    if image.ndim not in (3, 4) or 0 in image.shape:
+      raise InputError(f"an image of shape {image.shape} does not fit patch {self._patch}: expected axes X, Y, perhaps Z, and channels")
+    resized = resize_nearest(image if image.ndim == 4 else image[:, :, None], self._patch)
+    count = resized.shape[2]
+    slices = np.zeros((self._window_batch * math.ceil(count / self._window_batch), *self._patch, image.shape[-1]), np.float32)
+    slices[:count] = np.moveaxis(resized, 2, 0)
+    batches = [self._run(state, jax.device_put(part)) for part in np.split(slices, len(slices) // self._window_batch)]
+    prob = np.moveaxis(np.concatenate(jax.device_get(batches))[:count], 0, 2)
+    return resize_nearest(prob if image.ndim == 4 else prob[:, :, 0], image.shape[:2])
 
 
 def sliding_window(

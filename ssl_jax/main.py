@@ -32,8 +32,9 @@ from ml_collections import config_flags
 
 from ssl_jax import config
 from ssl_jax.evaluate import evaluate, write_results
-from ssl_jax.experiment import Experiment, open_experiment, restore
+from ssl_jax.experiment import Experiment, open_experiment, restore, with_synthetic
 from ssl_jax.predict import predict
+from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table
 from ssl_jax.train import TrainingDiverged, compile_step, train
 from ssl_jax.types import Config, InputError
@@ -74,7 +75,9 @@ def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None 
     return
   results: list[dict[str, Any]] = []
   for folder, experiment in experiments.items():
-    state = train(experiment, folder) if mode == "train" else None
+    state = None
+    if mode == "train":  # all runs of a folder share their synthetic images
+      state = train(with_synthetic(experiment, folder.parent / "synthetic", contact_sheet), folder)
     if state is None or experiment.cfg.eval.select != "last":
       state = restore(experiment, folder)
     found = evaluate(experiment, state)

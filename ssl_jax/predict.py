@@ -42,7 +42,8 @@ def predict(cfg: Config, workdir: Path, inputs: Path, output: Path) -> list[Path
   for name in tqdm.tqdm(images.names, desc="predict", unit="scan"):
     original: Any = nib.load(images.files(name)[0])
     prob = np.asarray(segment(state, images.load(name).image))
-    label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.data.downsample, original.shape[: prob.ndim - 1])
+    downsampled = min(len(cfg.data.patch), prob.ndim - 1)  # axes
+    label = _to_grid(np.argmax(prob, axis=-1).astype(np.uint8), cfg.data.downsample, original.shape[:downsampled])
     mask = nib.Nifti1Image(label, original.affine)
     mask.header.set_xyzt_units(*original.header.get_xyzt_units())
     for form in ("sform", "qform"):  # keep which of the two the input relies on
@@ -54,7 +55,7 @@ def predict(cfg: Config, workdir: Path, inputs: Path, output: Path) -> list[Path
 
 
 def _to_grid(label: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
-  """Repeats each voxel `factor` times along every axis; what downsampling cut off takes its neighbour's class."""
+  """Repeats each voxel `factor` times along the axes that `shape` names; what downsampling cut off takes its neighbour's class."""
   for axis, side in enumerate(shape):
     label = np.repeat(label, factor, axis=axis)
     lack = side - label.shape[axis]

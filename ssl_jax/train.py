@@ -122,6 +122,8 @@ def _run_phase(
     num_steps=end - begin,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    synthetic=experiment.synthetic,
+    batch_synthetic=cfg.train.batch_synthetic,
   )
   over_data = sharding.over_data(experiment.mesh)
   key = jax.device_put(run_key(cfg), sharding.replicated(experiment.mesh))

@@ -11,7 +11,7 @@ import jax
 Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Mapping[str, Array]]
-"""`{"labelled": {"image", "label", "index"}, "unlabelled": {"image", "index"}}`.
+"""`{"labelled": {"image", "label", "index"}, "unlabelled": {"image", "index"}}`, for some methods also `"synthetic"`, like `"labelled"`.
 
 `image: f32[B, *spatial, channels]`, `label: i32[B, *spatial]` with values 0..C-1, `index: i32[B]` is the case's position in the training
   list.
@@ -75,41 +75,63 @@ class PhantomConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+  """Labelled images made from one exemplar slice; ranges are of uniform draws, made anew for every image."""
+
+  per_background: int = 0  # images for each unlabelled slice; 0: none
+  exemplar: str = "auto"  # name of a slice | auto: by `exemplar_rank` among the slices that hold every class
+  exemplar_rank: int = 0  # 0: the slice whose smallest class is largest, 1: the next, ...
+  scale: tuple[float, float] = (0.7, 1.3)
+  rotation_deg: float = 30.0  # ±
+  shift: float = 0.2  # ±, of the side
+  gain: tuple[float, float] = (0.8, 1.2)
+  offset: float = 0.1  # ±, in units of the image's intensity
+  noise: float = 0.02  # standard deviation, in units of the image's intensity
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Which scans, how they are split, how crops are drawn from them."""
 
-  source: str = "msd"  # msd | la_h5 | la_nrrd | pancreas_h5 | pancreas_nifti | brats_h5 | brats_nifti | phantom
+  # msd | la_h5 | la_nrrd | pancreas_h5 | pancreas_nifti | brats_h5 | brats_nifti | acdc_h5 | acdc_nifti | synapse_npz | synapse_nifti |
+  # phantom
+  source: str = "msd"
   root: str = ""
   split: str = "dev"  # dev: hold out the last `num_holdout` of the training list | official: train.list against test.list
   num_labelled: int = 8
   num_holdout: int = 16
   train_list: str = "train.list"
   test_list: str = "test.list"
-  patch: tuple[int, ...] = (112, 112, 80)  # voxels
-  downsample: int = 1  # averages blocks of this many voxels along each axis
+  patch: tuple[int, ...] = (112, 112, 80)  # voxels; two sides train a 2D network
+  downsample: int = 1  # averages blocks of this many voxels along each axis of `patch`
   normalise: str = "none"  # none | zscore (per scan, over the whole scan)
+  slices: bool = False  # train on the X-Y slices of a source of volumes; evaluation stays on volumes
+  slice_list: str = "train_slices.list"  # in root, one `<case>_slice_<k>` a line, k from 1; without it all slices in the volumes' order
+  view: Literal["crop", "resize", "none"] = "crop"  # weak view; resize, none: whole slices brought to `patch`, turned and flipped or not
   intensity_jitter: float = 0.0  # weak view: random gain 1±x and offset ±x per crop; 0 is the published recipe
   phantom: PhantomConfig = PhantomConfig()
+  synthesis: SynthesisConfig = SynthesisConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
   """The backbone."""
 
-  name: str = "vnet"  # vnet | unet3d
+  name: str = "vnet"  # vnet | unet2d | unet3d
   width: int = 16
-  upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"  # vnet only
-  dropout: float = 0.5
+  upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"  # trilinear: linear in any number of axes; unet3d is always so
+  dropout: float = 0.5  # unet2d: of encoder level 5; the levels have 0.1, 0.2, 0.4, 0.6, 1 of it
   dtype: Literal["float32", "bfloat16"] = "float32"  # compute precision; parameters, statistics and losses are f32
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """SGD as PyTorch has it, and the learning rate over the run."""
+  """SGD or Adam as PyTorch has them, and the learning rate over the run."""
 
+  name: Literal["sgd", "adam"] = "sgd"
   lr: float = 0.01
-  momentum: float = 0.9
-  weight_decay: float = 1e-4
+  momentum: float = 0.9  # sgd only
+  weight_decay: float = 1e-4  # added to the gradient
   schedule: Literal["constant", "poly", "step"] = "constant"
   poly_power: float = 0.9
   step_from: int = 0  # step: lr is multiplied by `step_factor` every `step_every` steps after this one
@@ -124,6 +146,7 @@ class TrainConfig:
   phases: tuple[tuple[str, int], ...] = (("train", 6000),)
   batch_labelled: int = 2
   batch_unlabelled: int = 2
+  batch_synthetic: int = 0  # images that the method makes before training
   log_every_steps: int = 50
   checkpoint_every_steps: int = 500
   keep_checkpoints: int = 2
@@ -132,10 +155,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Sliding-window evaluation on whole scans."""
+  """Evaluation on whole scans, by sliding windows or, with a 2D network, slice by slice."""
 
-  stride: tuple[int, ...] = (18, 18, 4)  # voxels
-  window_batch: int = 1
+  stride: tuple[int, ...] = (18, 18, 4)  # voxels; without meaning for a 2D network
+  window_batch: int = 1  # windows, or slices, per call of the network
   max_cases: int = 0  # 0: all
   empty: Literal["published", "worst"] = "published"  # distance of an empty prediction: 0, or the volume's diagonal
   select: Literal["last", "best"] = "last"  # which checkpoint

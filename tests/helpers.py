@@ -1,10 +1,15 @@
 """A run small enough to train in a test."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
 
 from configs import common
 from ssl_jax import config, methods
@@ -28,8 +33,18 @@ def tiny_config(method: str, **data) -> Config:
   cfg.train.log_every_steps = 2
   cfg.train.checkpoint_every_steps = 2
   cfg.eval.stride = (8, 8, 8)
+  if method == "cmems":
+    _on_slices(cfg)
   cfg.data.update(data)
   return config.check(config.parse(Config, cfg.to_dict()))
+
+
+def _on_slices(cfg) -> None:
+  cfg.network.name = "unet2d"
+  cfg.data.slices, cfg.data.view, cfg.data.patch = True, "none", (16, 16)
+  cfg.data.num_labelled = 1
+  cfg.data.synthesis.per_background = 1
+  cfg.train.batch_synthetic = 2
 
 
 def phases(method: str) -> tuple[str, ...]:
@@ -39,8 +54,8 @@ def phases(method: str) -> tuple[str, ...]:
   from ssl_jax.networks.factory import Networks
   from ssl_jax.types import NetworkConfig, Task
 
-  module = methods.load(method)
-  return tuple(module.build(module.Options(), Networks(NetworkConfig(width=2), 2), optax.sgd(0.1), Task(2, 6)).steps)
+  module, network = methods.load(method), NetworkConfig(name="unet2d" if method == "cmems" else "vnet", width=2)
+  return tuple(module.build(module.Options(), Networks(network, 2), optax.sgd(0.1), Task(2, 6)).steps)
 
 
 def with_train(cfg: Config, **changes) -> Config:
@@ -54,3 +69,25 @@ def command(*arguments: str, env: dict[str, str] | None = None, **options) -> su
   return subprocess.run(
     [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=300, **options
   )
+
+
+def write_msd(root: Path, cases: dict[str, tuple[int, ...]], channels: int = 1, classes: int = 2) -> Path:
+  """Writes random volumes with every class, `case -> sides`, as a folder of the Medical Segmentation Decathlon; classes are bright."""
+  rng = np.random.default_rng(0)
+  for folder in ("imagesTr", "labelsTr"):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+  for name, sides in cases.items():
+    label = ndimage.zoom(rng.integers(0, classes, (3, 3, 2)), np.array(sides) / (3, 3, 2), order=0).astype(np.uint8)
+    label[:classes, 0, 0] = range(classes)
+    image = label[..., None] + rng.normal(scale=0.3, size=(*sides, channels))
+    nib.save(nib.Nifti1Image(image.astype(np.float32), np.diag([1.5, 1.5, 8.0, 1.0])), root / "imagesTr" / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.diag([1.5, 1.5, 8.0, 1.0])), root / "labelsTr" / f"{name}.nii.gz")
+  names = ("background", "RV", "MYO", "LV")[:classes]
+  description = {
+    "channel_names": {str(c): f"c{c}" for c in range(channels)},
+    "labels": {name: value for value, name in enumerate(names)},
+    "numTraining": len(cases),
+    "file_ending": ".nii.gz",
+  }
+  (root / "dataset.json").write_text(json.dumps(description))
+  return root

@@ -1,26 +1,34 @@
 """Scans in, batches out: one source per layout on disk, splits, weak augmentation and the two-stream pipeline."""
 
+from ssl_jax.data.acdc import import_acdc
 from ssl_jax.data.brats import import_brats
 from ssl_jax.data.case import Case, Source
 from ssl_jax.data.la import import_la
 from ssl_jax.data.msd import open_images
 from ssl_jax.data.pancreas import import_pancreas
-from ssl_jax.data.pipeline import batches, fingerprint
+from ssl_jax.data.pipeline import batches, check_patch, fingerprint
 from ssl_jax.data.sources import check_predictable, open_source, prepare
 from ssl_jax.data.split import Split, make_split
+from ssl_jax.data.synapse import import_synapse
+from ssl_jax.data.synthesis import build_synthetic, with_exemplar
 
 __all__ = [
   "Case",
   "Source",
   "Split",
   "batches",
+  "build_synthetic",
+  "check_patch",
   "check_predictable",
   "fingerprint",
+  "import_acdc",
   "import_brats",
   "import_la",
   "import_pancreas",
+  "import_synapse",
   "make_split",
   "open_images",
   "open_source",
   "prepare",
+  "with_exemplar",
 ]

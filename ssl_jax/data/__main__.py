@@ -1,19 +1,21 @@
-"""Command line: `python -m ssl_jax.data check ROOT`, and importers from what the challenges share to the h5 files that methods read.
+"""Command line: `python -m ssl_jax.data check ROOT`, and importers from what the challenges share to the files that methods read.
 
 ```
 python -m ssl_jax.data import-la RAW_FOLDER OUT_FOLDER --seed=0
 python -m ssl_jax.data import-pancreas NIFTI_FOLDER OUT_FOLDER --exclude-duplicates
 python -m ssl_jax.data import-brats NIFTI_FOLDER OUT_FOLDER
+python -m ssl_jax.data import-acdc NIFTI_FOLDER OUT_FOLDER
+python -m ssl_jax.data import-synapse NIFTI_FOLDER OUT_FOLDER
 ```
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.data import brats, la, pancreas
+from ssl_jax.data import acdc, brats, la, pancreas, synapse
 from ssl_jax.data.sources import open_source
 from ssl_jax.types import DataConfig, InputError
 
@@ -22,9 +24,13 @@ LAYOUTS = {
   "la_h5": (la.H5_PATTERN.format("*"),),
   "la_nrrd": (la.RAW_PATTERN.format("*"),),
   "pancreas_h5": (pancreas.H5_PATTERN.format("*"),),
+  "acdc_h5": (acdc.H5_PATTERN.format("patient*_frame*"),),
+  "synapse_npz": ("train_npz/*_slice*.npz",),
   "brats_h5": (brats.H5_PATTERN.format("*"),),
   "msd": ("dataset.json",),
   "brats_nifti": tuple(f"{folder}/*_flair.nii*" for folder in brats.NIFTI_FOLDERS),
+  "acdc_nifti": tuple(f"{folder}/patient*_frame*.nii*" for folder in acdc.PATIENTS),
+  "synapse_nifti": tuple(f"{folder}/img[0-9]*.nii*" for folder in synapse.IMAGE_FOLDERS),
   "pancreas_nifti": tuple(f"{folder}/label[0-9]*.nii*" for folder in pancreas.NIFTI_FOLDERS),
 }
 
@@ -37,7 +43,7 @@ def check(root: str) -> int:
   """
   folder = Path(root).expanduser()
   kind = next((name for name, patterns in LAYOUTS.items() if any(any(folder.glob(pattern)) for pattern in patterns)), "msd")
-  source = open_source(DataConfig(source=kind, root=root))
+  source = open_source(DataConfig(source=kind, root=root, slices=kind == "synapse_npz"))
   print(f"{root}: source {kind!r}, {source.channels} channel(s), classes {', '.join(source.class_names)}")
   print(f"{len(source.train_names)} training cases, {len(source.test_names)} test cases")
   labelled = problems = 0
@@ -62,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit status: 0, 1 for a problem found by `check`, 2 for a wrong input."""
   parser = argparse.ArgumentParser(prog="python -m ssl_jax.data", description="Prepare and inspect data folders.")
   commands = parser.add_subparsers(dest="command", required=True)
-  importers = {
-    "import-la": "raw Left Atrium challenge files -> the prepared h5 layout",
-    "import-pancreas": "Pancreas-CT as NIfTI files -> the prepared h5 layout",
-    "import-brats": "BraTS 2019 challenge files -> the prepared h5 layout, FLAIR and whole tumour",
+  importers: dict[str, tuple[Callable[..., tuple[str, ...]], str]] = {
+    "import-la": (la.import_la, "raw Left Atrium challenge files -> the prepared h5 layout"),
+    "import-pancreas": (pancreas.import_pancreas, "Pancreas-CT as NIfTI files -> the prepared h5 layout"),
+    "import-brats": (brats.import_brats, "BraTS 2019 challenge files -> the prepared h5 layout, FLAIR and whole tumour"),
+    "import-acdc": (acdc.import_acdc, "ACDC challenge files -> the prepared h5 layout, volumes and slices"),
+    "import-synapse": (synapse.import_synapse, "Synapse challenge files -> TransUNet's layout, training slices and test volumes"),
   }
-  for command, words in importers.items():
+  for command, (_, words) in importers.items():
     importer = commands.add_parser(command, help=words)
     importer.add_argument("raw_folder")
     importer.add_argument("out_folder")
@@ -77,18 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       importer.add_argument("--exclude-duplicates", action="store_true", help="leave out cases 25 and 70, which repeat other scans")
   checker = commands.add_parser("check", help="read every case and report what is there")
   checker.add_argument("root")
-  options = parser.parse_args(arguments)
+  options = vars(parser.parse_args(arguments))
+  command, folders = options.pop("command"), [options.pop(key, None) for key in ("raw_folder", "out_folder")]
   try:
-    if options.command == "check":
-      return int(check(options.root) > 0)
-    folders = (options.raw_folder, options.out_folder)
-    if options.command == "import-la":
-      names = la.import_la(*folders, options.seed)
-    elif options.command == "import-pancreas":
-      names = pancreas.import_pancreas(*folders, options.exclude_duplicates)
-    else:
-      names = brats.import_brats(*folders)
-    print(f"{len(names)} cases written to {options.out_folder}")
+    if command == "check":
+      return int(check(options["root"]) > 0)
+    names = importers[command][0](*folders, **options)
+    print(f"{len(names)} cases written to {folders[1]}")
     return 0
   except InputError as error:
     print(f"error: {error}")

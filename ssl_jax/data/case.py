@@ -193,25 +193,28 @@ def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Se
   return label.astype(np.uint8)
 
 
-def check_volumes(image: np.ndarray, label: np.ndarray | None, files: Sequence[Path], known: Sequence[int]) -> np.ndarray | None:
-  """Checks what must hold for one channel and one organ in 3D, and returns the label as u8.
+def check_volumes(
+  image: np.ndarray, label: np.ndarray | None, files: Sequence[Path], known: Sequence[int], rank: int = 3
+) -> np.ndarray | None:
+  """Checks what must hold for a volume of one channel, or for one slice of it, and returns the label as u8.
 
   Args:
-    image: number[X, Y, Z].
-    label: number[X, Y, Z], or `None` for a case without one.
+    image: number[X, Y, Z], with `rank=2` number[X, Y].
+    label: of the same shape, or `None` for a case without one.
     files: the image's file first, the label's last; one file may hold both.
     known: label values that may occur.
+    rank: 3 for a volume, whose label must mark something; 2 for a slice, which may lie beside every organ.
 
   Raises:
-    InputError: an image that is not 3D or not finite, a label of another shape, with an unknown value or without any voxel.
+    InputError: an image that is not of that rank or not finite, a label of another shape, with an unknown value or without any voxel.
   """
-  if image.ndim != 3:
-    raise InputError(f"{files[0]}: image shape {image.shape} is not 3D; save one volume of one channel")
+  if image.ndim != rank:
+    raise InputError(f"{files[0]}: image shape {image.shape} is not {rank}D; save one {'volume' if rank == 3 else 'slice'} of one channel")
   check_image(image, files[0])
   if label is None:
     return None
   label = check_label(label, image.shape, files[-1], known)
-  if not label.any():
+  if rank == 3 and not label.any():
     raise InputError(f"{files[-1]}: the label marks no voxel; repair it, or remove the label to use the scan as unlabelled")
   return label
 
@@ -222,5 +225,5 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 
 
 def assemble_case(name: str, image: np.ndarray, label: np.ndarray | None, affine: np.ndarray) -> Case:
-  """Returns the case of a checked image [X, Y, Z] of one channel; its spacing is that of the affine."""
-  return Case(name, np.ascontiguousarray(image[..., None], dtype=np.float32), label, spacing_of(affine), affine)
+  """Returns the case of a checked image [X, Y, Z] or [X, Y] of one channel; its spacing is that of the affine."""
+  return Case(name, np.ascontiguousarray(image[..., None], dtype=np.float32), label, spacing_of(affine)[: image.ndim], affine)

@@ -18,10 +18,15 @@ from ssl_jax.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class NiftiSource(SourceBase):
-  """Image and label files by case name; a case without a label file is unlabelled. Subclasses add `load`."""
+  """Image and label files by case name; a case without a label file is unlabelled. Subclasses add `load`.
+
+  Attributes:
+    canonical: turn volumes to RAS; otherwise voxels keep their order on disk.
+  """
 
   images: Mapping[str, Path] = dataclasses.field(default_factory=dict)
   labels: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+  canonical: bool = True
 
   def has_label(self, name: str) -> bool:
     """Whether the case has a label file."""
@@ -32,7 +37,7 @@ class NiftiSource(SourceBase):
     return (self.images[name],) + ((self.labels[name],) if name in self.labels else ())
 
   def read(self, name: str, known: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Reads one case with both volumes turned to RAS, so that they agree when their headers do.
+    """Reads one case; where both volumes are turned to RAS, they agree when their headers do.
 
     Args:
       name: of the case.
@@ -44,10 +49,10 @@ class NiftiSource(SourceBase):
       InputError: a file is damaged, or image and label differ in shape or lie more than a voxel apart.
     """
     files = self.files(name)
-    image, affine = read_canonical(files[0], np.float32)
+    image, affine = read_volume(files[0], np.float32, self.canonical)
     if len(files) == 1:
       return image, check_volumes(image, None, files, known), affine
-    raw, label_affine = read_canonical(files[1], None)
+    raw, label_affine = read_volume(files[1], None, self.canonical)
     label = check_volumes(image, raw, files, known)
     ends = np.array([[0, 0, 0, 1], [side - 1 for side in image.shape] + [1]]).T
     apart_mm = np.linalg.norm((label_affine @ ends - affine @ ends)[:3], axis=0).max()
@@ -59,12 +64,13 @@ class NiftiSource(SourceBase):
     return image, label, affine
 
 
-def read_canonical(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Reads a volume with its axes permuted and flipped, not interpolated, to run right, anterior, superior as nearly as they can.
+def read_volume(file: Path, dtype: Any, canonical: bool = True) -> tuple[np.ndarray, np.ndarray]:
+  """Reads a volume of one channel.
 
   Args:
     file: NIfTI, one channel.
     dtype: of the result, `None` for the file's own.
+    canonical: permute and flip the axes, without interpolation, to run right, anterior, superior as nearly as they can.
 
   Returns: [X, Y, Z] and f64[4, 4], which maps a voxel of it to the same mm point as the file's header does.
 
@@ -77,6 +83,8 @@ def read_canonical(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     raise InputError(f"{file}: shape {volume.shape} is not that of one 3D volume; save one volume a file")
   if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
     raise InputError(f"{file}: the header's affine is unusable, {affine.tolist()}; convert the scan again")
+  if not canonical:
+    return volume, affine
   orientation = io_orientation(affine)
   return apply_orientation(volume, orientation), affine @ inv_ornt_aff(orientation, volume.shape)
 

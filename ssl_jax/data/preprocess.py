@@ -10,8 +10,8 @@ from ssl_jax.data.case import Case
 from ssl_jax.types import InputError
 
 
-def downsample_case(case: Case, factor: int) -> Case:
-  """Averages blocks of `factor` voxels along each spatial axis; a remainder at the far end is cut off.
+def downsample_case(case: Case, factor: int, num_axes: int = 3) -> Case:
+  """Averages blocks of `factor` voxels along the first `num_axes` spatial axes; a remainder at the far end is cut off.
 
   A label block takes its most frequent class, ties go to the lower one; with two classes that is: mean > 0.5. Voxel centres
   move to the centres of the blocks: A' = A · [[k·I, (k-1)/2], [0, 1]].
@@ -19,6 +19,7 @@ def downsample_case(case: Case, factor: int) -> Case:
   Args:
     case: any scan.
     factor: k >= 1, voxels.
+    num_axes: 2 keeps the slices of a volume apart.
 
   Returns: the smaller case, spacing and affine adapted.
 
@@ -27,24 +28,25 @@ def downsample_case(case: Case, factor: int) -> Case:
   """
   if factor == 1:
     return case
-  shape = case.image.shape[:-1]
+  shape = case.image.shape[:-1][:num_axes]
   if factor < 1 or min(shape) < factor:
     raise InputError(f"data.downsample={factor} does not fit case {case.name!r} of shape {shape}")
   label = None
   if case.label is not None:
     classes = range(int(case.label.max()) + 1)
-    counts = np.stack([_block_mean((case.label == value).astype(np.float32), factor) for value in classes])
+    counts = np.stack([_block_mean((case.label == value).astype(np.float32), factor, num_axes) for value in classes])
     label = counts.argmax(axis=0).astype(np.uint8)
   rank = min(len(shape), 3)
   to_block = np.eye(4)
   to_block[range(rank), range(rank)] = factor
   to_block[:rank, 3] = (factor - 1) / 2
-  image = np.stack([_block_mean(case.image[..., channel], factor) for channel in range(case.image.shape[-1])], axis=-1)
-  return Case(case.name, image, label, tuple(side * factor for side in case.spacing), case.affine @ to_block)
+  image = np.stack([_block_mean(case.image[..., channel], factor, num_axes) for channel in range(case.image.shape[-1])], axis=-1)
+  spacing = (*(side * factor for side in case.spacing[:num_axes]), *case.spacing[num_axes:])
+  return Case(case.name, image, label, spacing, case.affine @ to_block)
 
 
-def _block_mean(volume: np.ndarray, factor: int) -> np.ndarray:
-  for axis, side in enumerate(volume.shape):
+def _block_mean(volume: np.ndarray, factor: int, num_axes: int) -> np.ndarray:
+  for axis, side in enumerate(volume.shape[:num_axes]):
     blocks = side // factor
     volume = np.moveaxis(volume, axis, 0)[: blocks * factor]
     volume = np.moveaxis(volume.reshape(blocks, factor, *volume.shape[1:]).mean(axis=1), 0, axis)

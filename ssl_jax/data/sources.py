@@ -2,9 +2,10 @@
 
 import collections
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ssl_jax.data.acdc import open_acdc_h5, open_acdc_nifti
 from ssl_jax.data.brats import open_brats_h5, open_brats_nifti
 from ssl_jax.data.case import Case, Source, unknown_name
 from ssl_jax.data.la import open_la_h5, open_la_nrrd
@@ -12,6 +13,8 @@ from ssl_jax.data.msd import open_msd
 from ssl_jax.data.pancreas import open_pancreas_h5, open_pancreas_nifti
 from ssl_jax.data.phantom import PhantomSource
 from ssl_jax.data.preprocess import downsample_case, zscore_case
+from ssl_jax.data.slices import slice_source
+from ssl_jax.data.synapse import open_synapse_nifti, open_synapse_npz
 from ssl_jax.types import DataConfig, InputError
 
 _OPENERS: dict[str, Callable[[DataConfig], Source]] = {
@@ -22,9 +25,13 @@ _OPENERS: dict[str, Callable[[DataConfig], Source]] = {
   "pancreas_nifti": open_pancreas_nifti,
   "brats_h5": open_brats_h5,
   "brats_nifti": open_brats_nifti,
+  "acdc_h5": open_acdc_h5,
+  "acdc_nifti": open_acdc_nifti,
+  "synapse_npz": open_synapse_npz,
+  "synapse_nifti": open_synapse_nifti,
   "phantom": lambda cfg: PhantomSource(cfg.phantom),
 }
-_PREPARING = ("la_nrrd", "pancreas_nifti", "brats_nifti")
+_PREPARING = ("la_nrrd", "pancreas_nifti", "brats_nifti", "acdc_nifti", "synapse_nifti")
 _NORMALISERS: dict[str, Callable[[Case], Case]] = {"none": lambda case: case, "zscore": zscore_case}
 CACHE_BYTES = 8 << 30  # decoded scans beyond this are dropped, the longest unused first, and read again when needed
 
@@ -43,6 +50,7 @@ class CachedSource:
     self._lock = threading.Lock()
     self._loading: dict[str, threading.Lock] = {}
     self.train_names, self.test_names, self.names = source.train_names, source.test_names, source.names
+    self.volume_of: Mapping[str, str] = getattr(source, "volume_of", {})
     self.channels, self.num_classes, self.class_names = source.channels, source.num_classes, source.class_names
 
   def has_label(self, name: str) -> bool:
@@ -73,10 +81,11 @@ class CachedSource:
       return case
 
 
-def open_source(cfg: DataConfig) -> CachedSource:
+def open_source(cfg: DataConfig) -> Source:
   """Opens `cfg.source` at `cfg.root`: lists its cases and reads volumes when they are asked for.
 
-  A scan is read, then averaged over `cfg.downsample` voxels, then normalised over the whole (downsampled) scan.
+  A scan is read, then averaged over `cfg.downsample` voxels, then normalised over the whole (downsampled) scan, then, with `cfg.slices`,
+  cut into slices; sources whose training cases are slices in files of their own give these.
 
   Args:
     cfg: the data configuration.
@@ -90,7 +99,8 @@ def open_source(cfg: DataConfig) -> CachedSource:
     raise unknown_name("data.source", cfg.source, _OPENERS)
   if cfg.normalise not in _NORMALISERS:
     raise unknown_name("data.normalise", cfg.normalise, _NORMALISERS)
-  return prepare(_OPENERS[cfg.source](cfg), cfg)
+  source = prepare(_OPENERS[cfg.source](cfg), cfg)
+  return slice_source(source, cfg) if cfg.slices and not source.volume_of else source
 
 
 def check_predictable(cfg: DataConfig) -> None:
@@ -107,9 +117,12 @@ def check_predictable(cfg: DataConfig) -> None:
 
 
 def prepare(source: Source, cfg: DataConfig) -> CachedSource:
-  """Returns the source with every scan averaged over `cfg.downsample` voxels, then normalised, and kept in memory."""
+  """Returns the source with every scan averaged over `cfg.downsample` voxels, then normalised, and kept in memory.
+
+  Averaging runs along as many axes as `cfg.patch` has: for a 2D network never across slices.
+  """
   normalise = _NORMALISERS[cfg.normalise]
-  return CachedSource(source, lambda case: normalise(downsample_case(case, cfg.downsample)))
+  return CachedSource(source, lambda case: normalise(downsample_case(case, cfg.downsample, len(cfg.patch))))
 
 
 def _num_bytes(case: Case) -> int:

@@ -19,7 +19,9 @@ class Split:
 def make_split(cfg: DataConfig, source: Source) -> Split:
   """Divides the lists of a source as the published protocols do: the first `num_labelled` cases are labelled.
 
-  `dev`: the last `num_holdout` cases of the training list are held out for evaluation; the test list is not touched.
+  `dev`: the last `num_holdout` cases of the training list are held out for evaluation; the test list is not touched. Where training cases
+  are slices, their volumes are counted and held out whole. No patient (a volume's name up to `_frame`) is on both sides: further volumes of
+  a patient that is held out are left out.
   `official`: all of the training list trains, the test list evaluates.
   Cases without a label file can only be unlabelled: they are passed over when labelled and evaluation cases are picked.
   With all labels given, `unlabelled` is empty; the unlabelled stream then draws the labelled cases' images again.
@@ -29,13 +31,15 @@ def make_split(cfg: DataConfig, source: Source) -> Split:
   """
   labels = {name for name in source.names if source.has_label(name)}
   train = list(source.train_names)
+  volume_of = getattr(source, "volume_of", {})  # of sources whose training cases are slices
   evaluation: tuple[str, ...]
   if cfg.split == "dev":
-    with_label = [name for name in train if name in labels]
+    with_label = list(dict.fromkeys(volume_of.get(name, name) for name in train if name in labels))
     if not 0 <= cfg.num_holdout < len(with_label):
       raise InputError(f"data.num_holdout={cfg.num_holdout} must be at least 0 and below the {len(with_label)} cases that have a label")
     evaluation = tuple(with_label[len(with_label) - cfg.num_holdout :])
-    train = [name for name in train if name not in set(evaluation)]
+    held_out = {_patient(name) for name in evaluation}
+    train = [name for name in train if _patient(volume_of.get(name, name)) not in held_out]
   elif cfg.split == "official":
     evaluation = tuple(source.test_names)
     if not evaluation:
@@ -58,3 +62,7 @@ def make_split(cfg: DataConfig, source: Source) -> Split:
   labelled = tuple(available[: cfg.num_labelled])
   unlabelled = tuple(name for name in train if name not in set(labelled))
   return Split(labelled, unlabelled, evaluation, cfg.split)
+
+
+def _patient(volume: str) -> str:
+  return volume.split("_frame")[0]  # ACDC: patient001_frame01, patient001_frame12

@@ -43,7 +43,8 @@ def markdown_table(results: Sequence[Mapping[str, Any]], *, spread: str = "auto"
     spread: what follows ±, a standard deviation: over `cases`, over `seeds`, or of the mean over `bootstrap` resamples of the test cases.
       `auto` is `seeds` when some row has several, else `cases`.
     unit: of the distances, `voxels` (of the evaluated grid) or `mm`.
-  Returns: lines joined by newlines, without one at the end.
+  Returns: lines joined by newlines, without one at the end. When results have several foreground classes, the table shows their mean and
+    a second one every class.
   Raises: ValueError on no results, or an unknown `spread` or `unit`.
   """
   if not results:
@@ -53,10 +54,23 @@ def markdown_table(results: Sequence[Mapping[str, Any]], *, spread: str = "auto"
   rows = _rows(results)
   if spread == "auto":
     spread = "seeds" if any(len(row) > 1 for row in rows) else "cases"
-  headings = ["Method (predictor)", *(_HEADINGS[name] for name in METRICS), "Empty"]
-  table = [headings, ["---", *["---:"] * (len(headings) - 1)]]
-  table += [[_label(row[0]), *(_cell(row, name, spread, unit) for name in METRICS), _empty(row)] for row in rows]
-  return "\n".join([*(f"| {' | '.join(line)} |" for line in table), "", _caption(rows, spread, unit)])
+  headings = [*(_HEADINGS[name] for name in METRICS), "Empty"]
+  cells = lambda row: [*(_cell(row, name, spread, unit) for name in METRICS), _empty(row)]
+  lines = [*_table(["Method (predictor)"], headings, [[_label(row[0]), *cells(row)] for row in rows]), "", _caption(rows, spread, unit)]
+  per_class = [
+    [_label(row[0]), name, *cells([{**result, "summary": result["classes"][name]} for result in row])]
+    for row in rows
+    for name in row[0].get("classes", ())
+  ]
+  if per_class:
+    lines += ["", "The same for every class:", "", *_table(["Method (predictor)", "Class"], headings, per_class)]
+  return "\n".join(lines)
+
+
+def _table(names: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a Markdown table whose columns are `names`, then `numbers`, which are aligned to the right."""
+  lines = [[*names, *numbers], [*["---"] * len(names), *["---:"] * len(numbers)], *rows]
+  return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def published_table(rows: Sequence[tuple[str, Mapping[str, float], Sequence[Mapping[str, Any]]]], *, num_seeds: int) -> str:
@@ -71,8 +85,8 @@ def published_table(rows: Sequence[tuple[str, Mapping[str, float], Sequence[Mapp
   """
   known = {name for _, published, _ in rows for name in published}
   columns = [(name, whose) for name in METRICS for whose in ("paper", "ours") if whose == "ours" or name in known]
-  headings = ["Variant", *(f"{_HEADINGS[name]} {whose}" for name, whose in columns), "Seeds"]
-  table = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+  headings = [*(f"{_HEADINGS[name]} {whose}" for name, whose in columns), "Seeds"]
+  table = []
   for variant, published, results in rows:
     ours = {name: _cell(results, name, "seeds", "voxels") if results else "–" for name in METRICS}
     paper = {name: f"{published[name]:.2f}" if name in published else "" for name in METRICS}
@@ -80,7 +94,7 @@ def published_table(rows: Sequence[tuple[str, Mapping[str, float], Sequence[Mapp
     table.append([variant, *cells, f"{len(results)}/{num_seeds}"])
   finished = [result for _, _, results in rows for result in results]
   caption = f"{_facts(finished, 'seeds', 'voxels')}." if finished else "No run has finished."
-  return "\n".join([*(f"| {' | '.join(line)} |" for line in table), "", caption])
+  return "\n".join([*_table(["Variant"], headings, table), "", caption])
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def _empty(row: Sequence[Mapping[str, Any]]) -> str:
 
 def _caption(rows: Sequence[Sequence[Mapping[str, Any]]], spread: str, unit: str) -> str:
   facts = _facts([result for row in rows for result in row], spread, unit)
-  return f"{facts}. Empty: cases with an empty prediction or label, over all cases."
+  return f"{facts}. Empty: cases in which the prediction or the label of a class is empty, over all cases."
 
 
 def _facts(results: Sequence[Mapping[str, Any]], spread: str, unit: str) -> str:

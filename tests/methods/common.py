@@ -57,3 +57,26 @@ class SmallNetworks(Networks):
 
 def small_networks():
   return SmallNetworks(NetworkConfig(width=2), num_classes=2)
+
+
+class Pixelwise(nn.Module):
+  """Stands in for the 2D U-Net, perturbation included."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, *, train, dropout=None, views=1, perturb=0.0):
+    x = BatchNorm(relu=True)(Conv(4, size=1)(x), train, views)
+    x = channel_dropout(self, x, perturb, perturb > 0)
+    return NetworkOutput(Conv(self.num_classes, size=1, name="output")(x), x, x, x, x)
+
+
+class SliceNetworks(Networks):
+  """Hands out stand-ins for the 2D U-Net."""
+
+  def backbone(self, upsample=None, **extra):
+    return Pixelwise(self.num_classes)
+
+
+def slice_networks(num_classes=2):
+  return SliceNetworks(NetworkConfig(), num_classes=num_classes)
