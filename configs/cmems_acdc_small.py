@@ -13,6 +13,5 @@ def get_config():
   config = common.small_slices(cmems_acdc.get_config())
   config.data.test_list = "val.list"
   config.data.synthesis.per_background = 4
-  config.train.phases = (("train", 3000),)
-  config.optim.lr = 1e-3  # [D] a tenth of the published steps
+  config.train.phases = (("train", 1200),)
   return config

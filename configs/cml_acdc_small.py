@@ -12,5 +12,5 @@ def get_config():
   """Returns the configuration."""
   config = common.small_slices(cml_acdc.get_config())
   config.data.test_list = "val.list"
-  config.train.phases = (("pretrain", 1000), ("selftrain", 2000))
+  config.train.phases = (("pretrain", 500), ("selftrain", 1000))
   return config

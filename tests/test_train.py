@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssl_jax import experiment as experiment_module
 from ssl_jax import train as train_module
 from ssl_jax.config import to_json
 from ssl_jax.evaluate import evaluate, write_results
@@ -19,6 +20,7 @@ from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.train import TrainingDiverged, compile_step, train
 from ssl_jax.types import Config, InputError
 from tests.helpers import ROOT, command, tiny_config, with_train
+from tests.methods.common import small_networks
 
 
 def equal(a, b):
@@ -29,9 +31,17 @@ def lines(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def stand_in_networks(monkeypatch):
+  """Networks that compile in a second; whole ones take part where a test does not ask for these."""
+  monkeypatch.setattr(experiment_module, "Networks", lambda cfg, num_classes: small_networks())
+
+
 @pytest.mark.parametrize("method", ["supervised", "crln"])
-def test_resume_is_bit_identical(tmp_path, method):
-  cfg = tiny_config(method)
+def test_resume_is_bit_identical(tmp_path, method, request):
+  if method == "crln":
+    request.getfixturevalue("stand_in_networks")
+  cfg = with_train(tiny_config(method), batch_labelled=3)  # on one device: so short a step can dead-lock XLA's pretended ones
   whole = train(open_experiment(cfg), tmp_path / "whole")
 
   class Killed(Exception):
@@ -85,9 +95,9 @@ def test_mesh_takes_the_devices_that_divide_the_batch():
   assert open_experiment(with_train(tiny_config("supervised"), batch_labelled=3)).mesh.size == 1
 
 
-def test_no_recompilation_after_the_first_step(tmp_path, caplog):
+def test_no_recompilation_after_the_first_step(tmp_path, caplog, stand_in_networks):
   with jax.log_compiles():
-    train(open_experiment(tiny_config("mean_teacher")), tmp_path)
+    train(open_experiment(with_train(tiny_config("mean_teacher"), batch_labelled=3)), tmp_path)
   compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation of jit(step)")]
   assert len(compiled) == 1
 
@@ -118,8 +128,8 @@ def test_a_folder_of_another_run_is_refused_by_key(tmp_path):
     train(open_experiment(other), tmp_path)
 
 
-def test_evaluation_writes_tables_and_the_run_its_record(tmp_path):
-  experiment = open_experiment(with_train(tiny_config("crln"), eval_every_steps=3))
+def test_evaluation_writes_tables_and_the_run_its_record(tmp_path, stand_in_networks):
+  experiment = open_experiment(with_train(tiny_config("crln"), batch_labelled=3, eval_every_steps=3))
   state = train(experiment, tmp_path)
   results = evaluate(experiment, state)
   write_results(results, tmp_path)
