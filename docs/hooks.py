@@ -78,10 +78,10 @@ def _api_pages() -> dict[str, list[str]]:
 
 @functools.cache
 def _is_documented(name: str) -> bool:
-  """Whether `ssl_jax.<name>` is a module, or a public function or class of one."""
+  """Whether `ssl_jax.<name>` is a module, or a public function or class of one, and no key of the configuration's group `data`."""
   file = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
   if file.is_file():
-    return True
+    return not name.startswith("data.")
   module, _, attribute = name.rpartition(".")
   file = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
   if not file.is_file() or attribute.startswith("_"):

@@ -3,15 +3,16 @@
 import argparse
 import contextlib
 import copy
+import dataclasses
+import functools
 import importlib
-import importlib.util
 import itertools
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from absl import flags
@@ -29,8 +30,10 @@ PAGE = lambda page: page.relative_to(ROOT).as_posix()
 FENCE = re.compile(r"(?ms)^(?:<!-- not run: (?P<reason>[^\n]*?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$")
 HEREDOC = re.compile(r"(?ms)^python - <<'(\w+)'\n(.*?)^\1$")
 MOST_NOT_RUN = 3
-ROOMS = r"(?:ops|core|networks|methods|data|metrics|interop|report|types|config)"
-SHELL_WORDS = {"pip", "python3.12", "jupyter"}  # of other programs: nothing here to check them against
+NAME = re.compile(r"`((\w+)(?:\.\w+)+)(?:=[^`]*)?`")
+ROOMS = {"ssl_jax", "config", *(path.stem for path in (ROOT / "ssl_jax").glob("[a-z]*"))}
+FILE_ENDINGS = (".json", ".jsonl", ".list", ".md", ".py", ".txt")
+SHELL_WORDS = {"pip", "python3.12", "jupyter", "chromium"}  # of other programs: nothing here to check them against
 
 
 class Block(NamedTuple):
@@ -203,28 +206,82 @@ def test_links_resolve(page):
     assert not fragment or fragment in anchors(file.read_text()), f"{PAGE(page)}: {target}"
 
 
+@functools.cache
+def known_keys() -> dict[str, Any]:
+  """Every configuration key, those of all methods under `method`, as nested dictionaries."""
+  groups = ("data", "network", "optim", "train", "eval")
+  keys = dataclasses.asdict(config.parse(Config, {**dict.fromkeys(groups, {}), "seed": 0, "method": {}}))
+  for name in methods.names():
+    options = dataclasses.asdict(methods.load(name).Options())
+    weights = {**keys["method"].get("weights", {}), **options.get("weights", {})}
+    keys["method"] |= {"name": name, **options, "weights": weights}
+  return keys
+
+
+def is_key(name: str) -> bool:
+  group = known_keys()
+  for part in name.removeprefix("config.").split("."):
+    if not isinstance(group, dict) or part not in group:
+      return False
+    group = group[part]
+  return True
+
+
+def is_object(name: str) -> bool:
+  """Whether `ssl_jax.<name>` is a module or something in one."""
+  found = importlib.import_module("ssl_jax")
+  for part in name.removeprefix("ssl_jax.").split("."):
+    with contextlib.suppress(ModuleNotFoundError):
+      importlib.import_module(f"{found.__name__}.{part}")
+    if not hasattr(found, part):
+      return False
+    found = getattr(found, part)
+  return True
+
+
 @pytest.mark.parametrize("page", PAGES, ids=PAGE)
-def test_named_functions_and_tests_exist(page):
+def test_names_exist(page):
+  """Functions, configuration keys and tests that the text names."""
   text = FENCE.sub("", page.read_text())
-  for module, attribute in re.findall(rf"`({ROOMS}\.[a-z]\w*)(?:\.(\w+))?`", text):
-    if importlib.util.find_spec(f"ssl_jax.{module}"):
-      assert not attribute or hasattr(importlib.import_module(f"ssl_jax.{module}"), attribute), f"{module}.{attribute}"
+  names = [name for name, first in NAME.findall(text) if first in ROOMS | known_keys().keys() and not name.endswith(FILE_ENDINGS)]
+  assert [name for name in names if not is_key(name) and not is_object(name)] == []
   defined = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_docs.py")
-  for start in re.findall(r"`(test_\w+)…?`", text):
-    assert f"def {start}" in defined, start
+  assert [start for start in re.findall(r"`(test_\w+)…?`", text) if f"def {start}" not in defined] == []
+
+
+@pytest.mark.parametrize(
+  ("name", "exists"),
+  [
+    ("ops.segmentation.ce_dice", True),
+    ("ops.segmentation.no_such", False),
+    ("types.Method", True),
+    ("method.weights.cps", True),
+    ("method.weights.no_such", False),
+    ("config.data.patch", True),
+    ("data.no_such", False),
+  ],
+)
+def test_names_are_looked_up(name, exists):
+  assert (is_key(name) or is_object(name)) == exists
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=PAGE)
 def test_switches_of_the_equations_exist(page):
   """The third column of the table of equations and every default `key=value` name keys of the method or of the configuration."""
   options = vars(load(page.stem).Options())
-  keys = vars(config.parse(Config, {**dict.fromkeys(("data", "network", "optim", "train", "eval"), {}), "seed": 0, "method": {}}))
   table = re.search(r"(?ms)^\| equation \| function \| switch.*?(?=^$)", page.read_text())
   cells = [row.split("|")[3] for row in table[0].splitlines()[2:]] if table else []
   for switch in itertools.chain.from_iterable(re.findall(r"`([\w.]+)(?:=\w+)?`", cell) for cell in cells):
-    head, _, tail = switch.partition(".")
-    known = options.get(head, {}) if head in options else vars(keys[head]) if head in keys else None
-    assert known is not None and (not tail or tail in known), f"{PAGE(page)}: {switch}"
+    head, _, term = switch.partition(".")
+    assert is_key(switch) if head in known_keys() else head in options and (not term or term in options[head]), f"{PAGE(page)}: {switch}"
+
+
+@pytest.mark.parametrize("page", ["performance.md", "reproducing.md"])
+def test_times_are_measured_or_published(page):
+  """Each number with a decimal point stands in a committed measurement, a results page or a configuration's citation."""
+  sources = itertools.chain(*(ROOT.glob(pattern) for pattern in ("benchmarks/results/*.md", "docs/results/*.md", "configs/*.py")))
+  known = set(re.findall(r"\d+\.\d+", "\n".join(file.read_text() for file in sources)))
+  assert set(re.findall(r"\d+\.\d+", FENCE.sub("", (ROOT / "docs" / page).read_text()))) <= known
 
 
 def test_every_method_has_a_page():
