@@ -32,7 +32,7 @@ HEREDOC = re.compile(r"(?ms)^python - <<'(\w+)'\n(.*?)^\1$")
 MOST_NOT_RUN = 3
 NAME = re.compile(r"`((\w+)(?:\.\w+)+)(?:=[^`]*)?`")
 ROOMS = {"ssl_jax", "config", *(path.stem for path in (ROOT / "ssl_jax").glob("[a-z]*"))}
-FILE_ENDINGS = (".json", ".jsonl", ".list", ".md", ".py", ".txt")
+FILE_ENDINGS = (".json", ".jsonl", ".list", ".md", ".npz", ".py", ".stablehlo", ".txt")
 SHELL_WORDS = {"pip", "python3.12", "jupyter", "chromium"}  # of other programs: nothing here to check them against
 
 
@@ -108,8 +108,11 @@ def check_argparse(module: str, arguments: list[str], monkeypatch: pytest.Monkey
 
   with monkeypatch.context() as patched:
     patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    with pytest.raises(Parsed):
-      importlib.import_module(f"{module}.__main__").main(arguments)
+    try:
+      status = importlib.import_module(f"{module}.__main__").main(arguments)
+    except Parsed:
+      return
+  raise AssertionError(f"{module} {arguments}: refused with exit status {status}")
 
 
 def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
