@@ -19,7 +19,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssl_jax import config, methods
-from ssl_jax.methods import load
 from ssl_jax.types import Config
 from tests.helpers import ROOT
 
@@ -80,15 +79,16 @@ def check_main(arguments: list[str]) -> None:
   for flag in flags.FLAGS.get_flags_for_module(main.__name__):
     if flag.name != "config":
       values[flag.name] = copy.deepcopy(flag)
+  if not any(argument.startswith("--config=") for argument in arguments) and any(a.startswith("--workdir=") for a in arguments):
+    arguments = [f"--config={ROOT}/configs/crln_la.py", *arguments]  # stands in for what the run's folder has recorded
   argv = ["main", *(re.sub(r"(--config=)(?=[^/])", rf"\1{ROOT}/", argument) for argument in arguments)]
   config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
   rest = values(argv)
   assert len(rest) == 1, f"not flags: {rest[1:]}"
-  assert values["config"].value is not None or values["workdir"].value, "neither --config nor --workdir"
-  if values["config"].value is not None:
-    cfg = config.check(config.parse(Config, values["config"].value.to_dict()))
-    for group in (cfg.method, *cfg.compare.values()):
-      config.parse(load(group["name"]).Options, {k: v for k, v in group.items() if k != "name"})
+  assert values["config"].value is not None, "neither --config nor --workdir"
+  cfg = config.check(config.parse(Config, values["config"].value.to_dict()))
+  for group in (cfg.method, *cfg.compare.values()):
+    config.parse(methods.load(group["name"]).Options, {k: v for k, v in group.items() if k != "name"})
 
 
 def check_sweep(arguments: list[str]) -> None:
@@ -167,6 +167,8 @@ def test_commands_parse(page, monkeypatch):
     "python -m ssl_jax.main --config=configs/no_such.py",
     "python -m ssl_jax.main --config=configs/crln_la.py --config.method.no_such=1",
     "python -m ssl_jax.main --config=configs/crln_la.py --no_such=1",
+    "python -m ssl_jax.main --mode=eval",
+    "python -m ssl_jax.main --mode=eval --workdir=runs/a --config.eval.no_such=1",
     "python -m ssl_jax.main --config=configs/crln_la.py --mode=no_such",
     "python -m ssl_jax.sweep --sweep=configs/ablations/no_such.py",
     "python -m ssl_jax.data no-such data/la",
@@ -271,7 +273,7 @@ def test_names_are_looked_up(name, exists):
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=PAGE)
 def test_switches_of_the_equations_exist(page):
   """The third column of the table of equations and every default `key=value` name keys of the method or of the configuration."""
-  options = vars(load(page.stem).Options())
+  options = vars(methods.load(page.stem).Options())
   table = re.search(r"(?ms)^\| equation \| function \| switch.*?(?=^$)", page.read_text())
   cells = [row.split("|")[3] for row in table[0].splitlines()[2:]] if table else []
   for switch in itertools.chain.from_iterable(re.findall(r"`([\w.]+)(?:=\w+)?`", cell) for cell in cells):
