@@ -14,7 +14,7 @@ ifeq ($(shell uname -s),Linux)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
 endif
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench docs clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
@@ -29,6 +29,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
@@ -50,4 +54,9 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.runtime
 	@echo "installing benchmark peers into $(VENV)"
 	$(PIP) install -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt $(VENV)/.dev
+	@echo "installing the site's tools into $(VENV)"
+	$(PIP) install -r requirements-docs.txt
 	@touch $@

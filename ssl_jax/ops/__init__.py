@@ -1,0 +1,1 @@
+"""Functions on arrays: losses, views, selection, convolutions; they import nothing of the library."""
