@@ -24,7 +24,7 @@ from ssl_jax import export
 model = export.load(FOLDER)
 model.segment_files(SCAN, OUTPUT, probabilities=True)
 import sys
-print([name for name in sys.modules if name.startswith(("ssl_jax.methods", "ssl_jax.networks", "ssl_jax.experiment", "flax.linen"))])
+print([name for name in sys.modules if name.startswith(("ssl_jax.methods", "ssl_jax.networks", "ssl_jax.experiment"))])
 """
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 
-from ssl_jax.experiment import open_experiment, restore
+from ssl_jax.experiment import open_experiment, open_run, record, restore
 from ssl_jax.predict import predict
 from ssl_jax.types import InputError
 from tests.helpers import command, refined, tiny_config, untrained_run
@@ -60,34 +61,28 @@ def test_needs_no_training_data_and_names_what_is_wrong(run, tmp_path):
   assert not (tmp_path / "out2").exists()
 
 
-def test_a_memory_bank_is_restored_without_the_data(tmp_path):
-  """Its size is the number of labelled scans, which the run has recorded."""
-  cfg = tiny_config("caml", patch=(16, 16, 16))
-  folder = untrained_run(cfg, tmp_path / "run")
-  write(tmp_path / "a.nii", (16, 17, 20))
-  assert len(predict(cfg, folder, tmp_path / "a.nii", tmp_path / "out")) == 1
+def test_a_memory_bank_has_its_size_without_the_data(tmp_path):
+  """It is the number of labelled scans, which the run has recorded."""
+  experiment = open_experiment(tiny_config("caml"))
+  record(experiment, tmp_path)
+  shapes = lambda opened: jax.tree.map(lambda leaf: leaf.shape, opened.abstract_state)
+  assert shapes(open_run(experiment.cfg, tmp_path)) == shapes(experiment)
 
 
 def test_command_line_needs_the_run_s_folder_alone(run, tmp_path):
-  _, folder = run
+  cfg, folder = run
   (tmp_path / "in").mkdir()
   write(tmp_path / "in" / "good.nii.gz")
   (tmp_path / "in" / "cut.nii.gz").write_bytes((tmp_path / "in" / "good.nii.gz").read_bytes()[:2000])
   arguments = ("--mode=predict", f"--workdir={folder}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}")
-  done = command(*arguments, "--probabilities", "--config.eval.flips=(0,2)", "--config.eval.window_weights=gaussian")
+  done = command(*arguments, "--probabilities", "--config.eval.flips=(0,)")
   assert done.returncode == 2, done.stderr
   errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
   assert len(errors) == 2 and "cut.nii.gz cannot be read" in errors[0] and "1 of 2 images were not segmented" in errors[1]
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.nii.gz", "good_probabilities.nii.gz"]
-  cfg, folder = run
-  flipped = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, flips=(0, 2), window_weights="gaussian"))
-  same = predict(flipped, folder, tmp_path / "in" / "good.nii.gz", tmp_path / "again", probabilities=True)[1]
   plain = predict(cfg, folder, tmp_path / "in" / "good.nii.gz", tmp_path / "plain", probabilities=True)[1]
-  found, same, plain = (nib.load(path).get_fdata() for path in (tmp_path / "out" / "good_probabilities.nii.gz", same, plain))
-  np.testing.assert_allclose(found, same, atol=1e-5)
-  assert np.abs(found - plain).max() > 1e-3
-  misspelt = command(*arguments, "--config.eval.flip=(0,2)")
-  assert misspelt.returncode == 2 and "config.eval.flip: no such key" in misspelt.stderr
+  found = nib.load(tmp_path / "out" / plain.name).get_fdata()
+  assert np.abs(found - nib.load(plain).get_fdata()).max() > 1e-3  # the overridden key has reached the predictor
 
 
 def test_command_line_names_a_damaged_configuration(run, tmp_path):
