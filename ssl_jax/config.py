@@ -110,6 +110,17 @@ def check(cfg: Config) -> Config:
     f"a 2D network is evaluated on whole slices resized to config.data.patch, so it must be trained on such: 'resize' or 'none', and a 3D "
     f"one on crops: 'crop'; got {cfg.data.view!r} with {cfg.data.patch}",
   )
+  need(
+    not cfg.data.spacing or (len(cfg.data.spacing) == len(cfg.data.patch) and min(cfg.data.spacing) > 0),
+    "data.spacing",
+    f"needs one positive number of mm per side of data.patch {cfg.data.patch}, or none at all, got {cfg.data.spacing}",
+  )
+  need(
+    len(set(cfg.eval.flips)) == len(cfg.eval.flips) and all(0 <= axis < len(cfg.data.patch) for axis in cfg.eval.flips),
+    "eval.flips",
+    f"needs different spatial axes, 0 to {len(cfg.data.patch) - 1}, got {cfg.eval.flips}",
+  )
+  need(not (is_2d and cfg.eval.whole_volume), "eval.whole_volume", "a 2D network sees whole slices anyway; set it to False")
   need(cfg.data.downsample >= 1, "data.downsample", f"must be at least 1, got {cfg.data.downsample}")
   need(cfg.optim.lr > 0, "optim.lr", f"must be positive, got {cfg.optim.lr}")
   need(min(cfg.train.batch_labelled, cfg.train.batch_unlabelled) >= 1, "train.batch_labelled", "both batch sizes must be at least 1")

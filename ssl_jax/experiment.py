@@ -17,7 +17,7 @@ import numpy as np
 from ssl_jax import config, data, methods
 from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
-from ssl_jax.inference import SliceWise, SlidingWindow
+from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState
 
@@ -66,13 +66,10 @@ class Experiment:
     return {**spec, "synthetic": half(train.batch_synthetic, True)} if train.batch_synthetic else spec
 
   @functools.cached_property
-  def predictors(self) -> dict[str, SlidingWindow | SliceWise]:
+  def predictors(self) -> dict[str, SlidingWindow | SliceWise | WholeVolume]:
     """Whole-scan predictors, called as `(state, image)`; the first is what the paper evaluates."""
     named = {"student": self.method.predict, **self.method.predict_also}
-    patch, cfg = self.cfg.data.patch, self.cfg.eval
-    if len(patch) == 2:
-      return {name: SliceWise(predict, patch=patch, window_batch=cfg.window_batch) for name, predict in named.items()}
-    return {k: SlidingWindow(f, patch=patch, stride=cfg.stride, window_batch=cfg.window_batch) for k, f in named.items()}
+    return {name: whole_scan(predict, self.cfg.data.patch, self.cfg.eval) for name, predict in named.items()}
 
   @functools.cached_property
   def pseudo_labels(self) -> Callable[..., Any] | None:
@@ -96,29 +93,54 @@ class Experiment:
       raise InputError(str(error)) from error
 
 
-def open_experiment(cfg: Config, images: data.Source | None = None) -> Experiment:
+def open_experiment(cfg: Config) -> Experiment:
   """Opens the data and builds the method.
-
-  Args:
-    cfg: the configuration.
-    images: what to predict instead of the configuration's data, which then need not be there.
 
   Raises:
     InputError: whatever is wrong with configuration or data, before anything is compiled.
   """
+  build = _builder(cfg)
+  source = data.open_source(cfg.data)
+  split = _split(cfg, source)
+  data.check_patch(cfg.data, source, split)
+  return build(source, split)
+
+
+def open_run(cfg: Config, workdir: Path) -> Experiment:
+  """Opens a run from its folder alone, without its data, to predict; its source has channels and classes but no cases.
+
+  Raises:
+    InputError: the folder holds no run, or `cfg` is wrong.
+  """
+  build = _builder(cfg)
+  file = workdir / "run.json"
+  try:
+    run = json.loads(file.read_text())
+    source = data.MsdSource((), (), run["channels"], tuple(run["class_names"]))
+    split = data.Split(tuple(run["data"]["labelled"]), (), (), "none")
+  except FileNotFoundError as error:
+    raise InputError(f"{workdir}: no run here; train first, or name another --workdir") from error
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise InputError(f"{file}: not what a run has written ({error!r}); restore it") from error
+  return build(source, split)
+
+
+def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
+  """Checks the configuration, before any data is looked for; what comes back puts the run together."""
   config.check(cfg)
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"}, "config.method")
-  source = images or data.open_source(cfg.data)
-  split = data.Split((), (), source.names, "images") if images else _split(cfg, source)
-  if not images:
-    data.check_patch(cfg.data, source, split)
   steps = sum(n for _, n in cfg.train.phases)
-  method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), Task(len(split.labelled), steps))
-  for name, _ in cfg.train.phases:
-    if name not in method.steps:
-      raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
-  return Experiment(cfg, source, split, method)
+
+  def build(source: data.Source, split: data.Split) -> Experiment:
+    task = Task(len(split.labelled), steps)
+    method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), task)
+    for name, _ in cfg.train.phases:
+      if name not in method.steps:
+        raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
+    return Experiment(cfg, source, split, method)
+
+  return build
 
 
 def _split(cfg: Config, source: data.Source) -> data.Split:

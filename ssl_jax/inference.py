@@ -1,19 +1,67 @@
-"""Prediction of whole scans: averaged sliding windows, slice by slice, or one pass over the padded scan."""
+"""Prediction of whole scans: averaged sliding windows, slice by slice, or one pass over the padded scan; flips averaged."""
 
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.transforms import resize_nearest
-from ssl_jax.types import Array, InputError, PyTree
+from ssl_jax.types import Array, EvalConfig, InputError, PyTree
 
 _BUCKET = 64  # voxels; coarse, because a larger volume costs a little memory and a new one costs a compilation
+_GAUSSIAN_WIDTH = 8  # standard deviations along a side of a window
+_NETWORK_STRIDE = 16  # voxels; all networks halve the resolution four times
+
+Predictor = Callable[[PyTree, Array], Array]
+
+
+def whole_scan(predict: Predictor, patch: Sequence[int], cfg: EvalConfig) -> "SlidingWindow | SliceWise | WholeVolume":
+  """Returns the predictor of whole scans that a configuration asks for, called as `(state, image)`.
+
+  Args:
+    predict: jittable `(state, f32[B, *patch, channels]) -> f32[B, *patch, C]` probabilities.
+    patch: voxels; two sides make it go slice by slice.
+    cfg: stride, weights, flips and how many windows at once.
+
+  Raises:
+    InputError: the patch and the stride do not go together.
+  """
+  predict = flip_averaged(predict, cfg.flips)
+  if len(patch) == 2:
+    return SliceWise(predict, patch=patch, window_batch=cfg.window_batch)
+  if cfg.whole_volume:
+    return WholeVolume(predict)
+  return SlidingWindow(predict, patch=patch, stride=cfg.stride, window_batch=cfg.window_batch, weights=cfg.window_weights)
+
+
+def flip_averaged(predict: Predictor, axes: Sequence[int]) -> Predictor:
+  """Averages predictions over all 2^n flips of the image along n spatial axes, each flipped back; the network is compiled once.
+
+  Args:
+    predict: jittable `(state, f32[B, *spatial, channels]) -> f32[B, *spatial, C]`.
+    axes: counted from 0, the first spatial axis.
+  """
+  if not axes:
+    return predict
+
+  def flip(array: Array, which: Array) -> Array:
+    for use, axis in zip(which, axes, strict=True):
+      array = jnp.where(use, jnp.flip(array, axis + 1), array)
+    return array
+
+  def averaged(state: PyTree, image: Array) -> Array:
+    combinations = np.array(list(itertools.product((False, True), repeat=len(axes))))
+    shape = jax.eval_shape(predict, state, image)
+    add = lambda total, which: (total + flip(predict(state, flip(image, which)), which), None)
+    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), combinations)
+    return total / len(combinations)
+
+  return averaged
 
 
 class SlidingWindow:
@@ -27,7 +75,13 @@ class SlidingWindow:
   """
 
   def __init__(
-    self, predict: Callable[[PyTree, Array], Array], *, patch: Sequence[int], stride: Sequence[int], window_batch: int = 1
+    self,
+    predict: Predictor,
+    *,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    window_batch: int = 1,
+    weights: Literal["uniform", "gaussian"] = "uniform",
   ) -> None:
     """Checks the geometry; compiles nothing yet.
 
@@ -36,6 +90,7 @@ class SlidingWindow:
       patch: size of a window in voxels, one per spatial axis.
       stride: distance between windows in voxels, at most `patch`.
       window_batch: windows per call of `predict`; the last call is filled up with windows of weight 0.
+      weights: of a window's voxels: "uniform", or "gaussian" with a standard deviation of an eighth of the side along each axis.
     Raises: InputError when `stride` or `window_batch` is not positive, `stride` exceeds `patch`, or their ranks differ.
     """
     self._patch, self._stride, self._window_batch = tuple(patch), tuple(stride), window_batch
@@ -46,7 +101,9 @@ class SlidingWindow:
     if window_batch < 1:
       raise InputError(f"window_batch must be at least 1, got {window_batch}")
     self._volume = (0,) * len(self._patch)
-    self._run = jax.jit(functools.partial(_average_windows, predict, self._patch, self._window_batch))
+    self._profiles = [_gaussian(size) if weights == "gaussian" else np.ones(size, np.float32) for size in self._patch]
+    profile = functools.reduce(np.multiply, np.ix_(*self._profiles)) if weights == "gaussian" else None
+    self._run = jax.jit(functools.partial(_average_windows, predict, self._patch, self._window_batch, profile))
 
   def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
     """Grows the compiled volume to hold scans of all these spatial shapes, so that they share one compilation."""
@@ -59,7 +116,8 @@ class SlidingWindow:
   def __call__(self, state: PyTree, image: np.ndarray | Array) -> np.ndarray:
     """Mean class probabilities of a scan.
 
-    p(v) = Σ_w p_w(v) / |{w : v ∈ w}| over windows w starting at min(i·stride, size − patch), i = 0 … ⌈(size − patch)/stride⌉, per axis.
+    p(v) = Σ_w g(v − w) p_w(v) / Σ_w g(v − w) over the windows that hold v; they start at w = min(i·stride, size − patch),
+    i = 0 … ⌈(size − patch)/stride⌉, per axis, and g is 1 or a Gaussian around the window's centre.
     A scan smaller than the patch is padded with zeros on both sides, the smaller half first.
 
     Args:
@@ -87,7 +145,7 @@ class SlidingWindow:
     rows = np.zeros((self._window_batch * math.ceil(most / self._window_batch), len(spatial)), np.int32)
     rows[: len(windows)] = windows
     weights = (np.arange(len(rows)) < len(windows)).astype(np.float32)
-    counts = [_counts(start, window, size) for start, window, size in zip(starts, self._patch, self._volume, strict=True)]
+    counts = [_counts(start, profile, size) for start, profile, size in zip(starts, self._profiles, self._volume, strict=True)]
     operands = jax.device_put((volume, rows, weights, counts, np.int32(num_batches)))
     return np.array(jax.device_get(self._run(state, *operands))[inside])
 
@@ -98,7 +156,7 @@ class SliceWise:
   Source: the ACDC evaluation of SSL4MIS, CML and BCP, both resizings by the nearest pixel [C]. They resize class maps, which is the same.
   """
 
-  def __init__(self, predict: Callable[[PyTree, Array], Array], *, patch: Sequence[int], window_batch: int = 1) -> None:
+  def __init__(self, predict: Predictor, *, patch: Sequence[int], window_batch: int = 1) -> None:
     """Checks the geometry; compiles nothing yet.
 
     Args:
@@ -138,6 +196,34 @@ class SliceWise:
     return resize_nearest(prob if image.ndim == 4 else prob[:, :, 0], image.shape[:2])
 
 
+class WholeVolume:
+  """Class probabilities of a scan from one pass, padded with zeros to what the network can halve, the smaller half first."""
+
+  def __init__(self, predict: Predictor, *, multiple: int = _NETWORK_STRIDE) -> None:
+    """Checks the geometry; compiles nothing yet.
+
+    Args:
+      predict: jittable `(state, f32[1, *padded, channels]) -> f32[1, *padded, C]` probabilities; compiled once per padded shape.
+      multiple: of which the padded sides are, in voxels.
+    Raises: InputError when `multiple` is not positive.
+    """
+    if multiple < 1:
+      raise InputError(f"multiple must be at least 1, got {multiple}")
+    self._multiple = multiple
+    self._run = jax.jit(lambda state, image: predict(state, image).astype(jnp.float32))
+
+  def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
+    """Does nothing: a scan is padded no more than the network needs."""
+
+  def __call__(self, state: PyTree, image: np.ndarray | Array) -> np.ndarray:
+    """Class probabilities f32[*spatial, C], on the host, of an image f32[*spatial, channels]; `state` is passed on to `predict`."""
+    image = np.asarray(image, np.float32)
+    padding = [_split(-size % self._multiple) for size in image.shape[:-1]]
+    inside = tuple(slice(before, before + size) for size, (before, _) in zip(image.shape[:-1], padding, strict=True))
+    padded = jax.device_put(np.pad(image, [*padding, (0, 0)])[None])
+    return np.array(jax.device_get(self._run(state, padded))[0][inside])
+
+
 def sliding_window(
   predict: Callable[[Array], Array],
   image: np.ndarray | Array,
@@ -160,34 +246,16 @@ def sliding_window(
   return _stateless(predict, tuple(patch), tuple(stride), window_batch)((), image)
 
 
-def whole_volume(predict: Callable[[Array], Array], image: np.ndarray | Array, *, multiple: int = 16) -> np.ndarray:
-  """Class probabilities of a scan from one pass, padded with zeros to a multiple of `multiple` along each axis, the smaller half first.
-
-  Args:
-    predict: jittable `f32[1, *padded, channels] -> f32[1, *padded, C]`; compiled once per padded shape.
-    image: f32[*spatial, channels].
-    multiple: in voxels; 16 suits networks that halve the resolution four times.
-  Returns: f32[*spatial, C] on the host.
-  Raises: InputError when `multiple` is not positive.
-  """
-  if multiple < 1:
-    raise InputError(f"multiple must be at least 1, got {multiple}")
-  image = np.asarray(image, np.float32)
-  padding = [_split(-size % multiple) for size in image.shape[:-1]]
-  inside = tuple(slice(before, before + size) for size, (before, _) in zip(image.shape[:-1], padding, strict=True))
-  padded = jax.device_put(np.pad(image, [*padding, (0, 0)])[None])
-  return np.array(jax.device_get(jax.jit(predict)(padded))[0][inside])
-
-
 @functools.lru_cache(maxsize=4)
 def _stateless(predict: Callable[[Array], Array], patch: tuple[int, ...], stride: tuple[int, ...], window_batch: int) -> SlidingWindow:
   return SlidingWindow(lambda _, image: predict(image), patch=patch, stride=stride, window_batch=window_batch)
 
 
 def _average_windows(
-  predict: Callable[[PyTree, Array], Array],
+  predict: Predictor,
   patch: tuple[int, ...],
   window_batch: int,
+  profile: np.ndarray | None,
   state: PyTree,
   volume: Array,
   starts: Array,
@@ -195,7 +263,7 @@ def _average_windows(
   counts: list[Array],
   num_batches: Array,
 ) -> Array:
-  """Sums windows `starts[: num_batches · window_batch]`, each times its weight, and divides by how often a voxel was visited."""
+  """Sums windows `starts[: num_batches · window_batch]`, each times its weight, and divides by the weights that a voxel has received."""
   channels = volume.shape[-1]
   windows = jax.ShapeDtypeStruct((window_batch, *patch, channels), volume.dtype)
   classes = jax.eval_shape(predict, state, windows).shape[-1]
@@ -206,6 +274,8 @@ def _average_windows(
     crop = functools.partial(jax.lax.dynamic_slice, volume, slice_sizes=(*patch, channels))
     # A stack of slices, not vmap: that would become a gather, which is slow.
     probabilities = predict(state, jnp.stack([crop((*corners[i], 0)) for i in range(window_batch)])).astype(jnp.float32)
+    if profile is not None:
+      probabilities = probabilities * profile[..., None]
     for i in range(window_batch):
       corner = (*corners[i], 0)
       seen = jax.lax.dynamic_slice(total, corner, (*patch, classes))
@@ -213,20 +283,26 @@ def _average_windows(
     return total
 
   total = jax.lax.fori_loop(0, num_batches, add_batch, jnp.zeros((*volume.shape[:-1], classes), jnp.float32))
-  # Windows form a grid, so the number of them over a voxel is a product over axes.
+  # Windows form a grid and their weights are products over axes, so the sum of weights over a voxel is one too: 0 outside them all.
   visits = functools.reduce(jnp.multiply, jnp.ix_(*counts))
-  return total / jnp.maximum(visits, 1)[..., None]
+  return total / jnp.where(visits > 0, visits, 1)[..., None]
 
 
 def _starts(size: int, window: int, stride: int) -> list[int]:
   return [min(stride * i, size - window) for i in range(math.ceil((size - window) / stride) + 1)]
 
 
-def _counts(starts: list[int], window: int, size: int) -> np.ndarray:
-  """Number of windows over each voxel of one axis: f32[size]."""
-  positions = np.arange(size)
-  over = np.array([(start <= positions) & (positions < start + window) for start in starts])
-  return over.sum(axis=0, dtype=np.float32)
+def _counts(starts: list[int], profile: np.ndarray, size: int) -> np.ndarray:
+  """Sum of the weights of all windows over each voxel of one axis: f32[size]."""
+  total = np.zeros(size, np.float32)
+  for start in starts:
+    total[start : start + len(profile)] += profile
+  return total
+
+
+def _gaussian(size: int) -> np.ndarray:
+  """exp(−½ ((i − (size − 1)/2) / (size/8))²) of one axis: f32[size]."""
+  return np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) * _GAUSSIAN_WIDTH / size) ** 2).astype(np.float32)
 
 
 def _split(padding: int) -> tuple[int, int]:

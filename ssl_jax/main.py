@@ -1,4 +1,7 @@
-"""Command line: `python -m ssl_jax.main --config=FILE [--mode=train|compile|eval|predict] [--workdir=DIR] [--config.key=value ...]`."""
+"""Command line: `python -m ssl_jax.main --config=FILE [--mode=train|compile|eval|predict|export] [--workdir=DIR] [--config.key=value ...]`.
+
+Without `--config` a run's folder, `--workdir`, gives the configuration it has recorded.
+"""
 
 import os
 import re
@@ -33,6 +36,7 @@ from ml_collections import config_flags
 from ssl_jax import config
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import Experiment, open_experiment, restore, with_synthetic
+from ssl_jax.export.write import write_model
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table
@@ -44,27 +48,24 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "compile", "eval", "predict"],
-  "train: train, then evaluate; compile: only leave the programs in the cache; eval: the checkpoint; predict: new images.",
+  ["train", "compile", "eval", "predict", "export"],
+  "train: train, then evaluate; compile: only leave the programs in the cache; eval: the checkpoint; predict: new images; "
+  "export: the predictor as a folder that needs neither run nor configuration.",
 )
 _INPUT = flags.DEFINE_string("input", None, "predict: a NIfTI file or a folder of them.")
-_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for the label maps.")
+_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for the label maps; export: folder for the model.")
+_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "predict: also write class probabilities, <case>_probabilities.nii.gz.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: segment images again that the output folder has already.")
+_RECORDED = Path(__file__).with_name("recorded.py")
 
 
-def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None = None, output: str | None = None) -> None:
+def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
   """Runs one mode of one configuration; with `cfg.compare`, every method it names, in `workdir/<name>`.
 
   Raises:
     InputError: anything wrong with what the user gave.
   """
   runs = {workdir / name: dataclasses.replace(cfg, method=method, compare={}) for name, method in cfg.compare.items()} or {workdir: cfg}
-  if mode == "predict":
-    if len(runs) > 1:
-      raise InputError(f"--mode=predict needs one method: name one of the folders {', '.join(map(str, runs))} as --workdir")
-    if not input_path or not output:
-      raise InputError("--mode=predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
-    predict(cfg, workdir, Path(input_path), Path(output))
-    return
   experiments: dict[Path, Experiment] = {folder: open_experiment(c) for folder, c in runs.items()}
   for experiment in experiments.values():
     _ = experiment.abstract_state  # refuse every bad option before the first method trains
@@ -88,12 +89,43 @@ def run(cfg: Config, workdir: Path, mode: str = "train", input_path: str | None 
   (workdir / "results.md").write_text(table + "\n")
 
 
-def _load_config(workdir: str | None) -> Config:
-  if _CONFIG.value is not None:
-    return config.parse(Config, _CONFIG.value.to_dict())
-  if workdir and (Path(workdir) / "config.json").is_file():
-    return config.from_json(Path(workdir) / "config.json")
-  raise InputError("--config: name a configuration file, such as --config=configs/quickstart.py, or a --workdir that has one")
+def use(cfg: Config, workdir: Path) -> None:
+  """Predicts with a trained run or exports it, as the flags say; its data need not be there.
+
+  Raises:
+    InputError: a flag is missing, or whatever is wrong with run or images.
+  """
+  mode, output = _MODE.value, _OUTPUT.value
+  if cfg.compare:
+    folders = ", ".join(str(workdir / name) for name in cfg.compare)
+    raise InputError(f"--mode={mode} needs one method: name one of the folders {folders} as --workdir, without --config")
+  if mode == "export":
+    if not output:
+      raise InputError("--mode=export needs --output=FOLDER")
+    print(f"{write_model(cfg, workdir, Path(output))}: the exported model; ssl_jax.export.load reads it")
+    return
+  if not _INPUT.value or not output:
+    raise InputError("--mode=predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
+  options = {"probabilities": _PROBABILITIES.value, "overwrite": _OVERWRITE.value}
+  written = predict(cfg, workdir, Path(_INPUT.value), Path(output), **options)
+  print(f"{len(written)} files written to {output}")
+
+
+def with_recorded_config(argv: list[str]) -> list[str]:
+  """Names the configuration that the folder `--workdir` has recorded where `argv` names none, so that its keys can be overridden too."""
+  names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
+  if "config" in names or "workdir" not in names:
+    return argv
+  place = next(i for i, argument in enumerate(argv) if argument.lstrip("-").partition("=")[0] == "workdir" and argument.startswith("-"))
+  workdir = argv[place].partition("=")[2] or next(iter(argv[place + 1 :]), "")
+  file = Path(workdir) / "config.json"
+  return [argv[0], f"--config={_RECORDED}:{file}", *argv[1:]] if file.is_file() else argv
+
+
+def _load_config() -> Config:
+  if _CONFIG.value is None:
+    raise InputError("--config: name a configuration file, such as --config=configs/quickstart.py, or a --workdir that has one")
+  return config.parse(Config, _CONFIG.value.to_dict())
 
 
 @contextlib.contextmanager
@@ -140,14 +172,17 @@ def compile_apart(argv: list[str], cfg: Config) -> None:
 def main(argv: list[str]) -> int:
   """Parses the command line and runs; returns the exit status."""
   try:
-    _parse_flags(argv)
+    _parse_flags(with_recorded_config(argv))
     use_compile_cache()
-    cfg = _load_config(_WORKDIR.value)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem if _CONFIG.value is not None else "run"
+    cfg = _load_config()
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}")
+    if _MODE.value in ("predict", "export"):
+      use(cfg, workdir)
+      return 0
     if _MODE.value == "train" and not (workdir / "checkpoints").exists():  # a run that is resumed finds its programs in the cache
       compile_apart(argv, cfg)
-    run(cfg, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+    run(cfg, workdir, _MODE.value)
   except (InputError, TrainingDiverged) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

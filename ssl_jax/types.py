@@ -103,6 +103,8 @@ class DataConfig:
   train_list: str = "train.list"
   test_list: str = "test.list"
   patch: tuple[int, ...] = (112, 112, 80)  # voxels; two sides train a 2D network
+  canonical: bool = False  # turn volumes to right, anterior, superior; otherwise voxels keep their order on disk
+  spacing: tuple[float, ...] = ()  # mm along each axis of `patch`, to which scans are resampled; (): as they are
   downsample: int = 1  # averages blocks of this many voxels along each axis of `patch`
   normalise: str = "none"  # none | zscore (per scan, over the whole scan)
   slices: bool = False  # train on the X-Y slices of a source of volumes; evaluation stays on volumes
@@ -159,6 +161,9 @@ class EvalConfig:
 
   stride: tuple[int, ...] = (18, 18, 4)  # voxels; without meaning for a 2D network
   window_batch: int = 1  # windows, or slices, per call of the network
+  window_weights: Literal["uniform", "gaussian"] = "uniform"  # of a window's voxels in the average; gaussian: the centre counts most
+  flips: tuple[int, ...] = ()  # spatial axes; predictions are averaged over all flips along them
+  whole_volume: bool = False  # one pass over the padded scan instead of windows
   max_cases: int = 0  # 0: all
   empty: Literal["published", "worst"] = "published"  # distance of an empty prediction: 0, or the volume's diagonal
   select: Literal["last", "best"] = "last"  # which checkpoint

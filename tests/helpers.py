@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from configs import common
 from ssl_jax import config, methods
+from ssl_jax.core.checkpoint import Checkpoints
+from ssl_jax.experiment import open_experiment, record, run_key
 from ssl_jax.types import Config
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +59,24 @@ def phases(method: str) -> tuple[str, ...]:
 
   module, network = methods.load(method), NetworkConfig(name="unet2d" if method == "cmems" else "vnet", width=2)
   return tuple(module.build(module.Options(), Networks(network, 2), optax.sgd(0.1), Task(2, 6)).steps)
+
+
+def untrained_run(cfg: Config, folder: Path) -> Path:
+  """Writes the folder of a run that has not made a step yet."""
+  experiment = open_experiment(cfg)
+  record(experiment, folder)
+  checkpoints = Checkpoints(folder / "checkpoints")
+  checkpoints.save(0, jax.jit(experiment.init)(run_key(cfg)))
+  checkpoints.close()
+  return folder
+
+
+def refined(prob: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
+  """Values of blocks of `factor` voxels, interpolated linearly at the voxels along the axes that `shape` names."""
+  for axis, side in enumerate(shape):
+    at = (np.arange(side) - (factor - 1) / 2) / factor
+    prob = np.apply_along_axis(lambda line, at=at: np.interp(at, np.arange(len(line)), line), axis, prob)
+  return prob
 
 
 def with_train(cfg: Config, **changes) -> Config:

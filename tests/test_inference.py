@@ -1,5 +1,6 @@
 """Sliding windows against the published placement, and against a plain loop."""
 
+import itertools
 import logging
 import pathlib
 import re
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.inference import SlidingWindow, sliding_window, whole_volume
-from ssl_jax.types import InputError
+from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, flip_averaged, sliding_window, whole_scan
+from ssl_jax.types import EvalConfig, InputError
 
 ORACLE = pathlib.Path(__file__).parent / "data" / "sliding_window.npz"
 
@@ -108,7 +109,7 @@ def test_whole_volume_pads_and_crops(spatial):
     seen.append(images.shape)
     return jax.nn.softmax(images, axis=-1)
 
-  np.testing.assert_allclose(whole_volume(pointwise, image), jax.nn.softmax(image, axis=-1), atol=1e-6)
+  np.testing.assert_allclose(WholeVolume(lambda _, images: pointwise(images))((), image), jax.nn.softmax(image, axis=-1), atol=1e-6)
   assert seen == [(1, *(-(-size // 16) * 16 for size in spatial), 2)]
 
 
@@ -130,4 +131,41 @@ def test_wrong_geometry_is_named(patch, stride, window_batch, shape, message):
 
 def test_whole_volume_rejects_a_multiple_of_zero():
   with pytest.raises(InputError, match="multiple"):
-    whole_volume(placed_predict, np.zeros((4, 4, 2), np.float32), multiple=0)
+    WholeVolume(lambda _, images: placed_predict(images), multiple=0)
+
+
+@pytest.mark.parametrize(("spatial", "patch", "stride"), [((19, 23, 11), (8, 8, 8), (3, 5, 8)), ((5, 20, 8), (8, 7, 8), (4, 4, 4))])
+def test_gaussian_weights_equal_the_plain_loop(spatial, patch, stride):
+  image = np.random.default_rng(3).normal(size=(*spatial, 2)).astype(np.float32)
+  profile = np.ones((), np.float64)
+  for size in patch:
+    profile = profile[..., None] * np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
+  weigh = lambda predict: lambda images: np.asarray(predict(images), np.float64) * profile[..., None]
+  expected = naive(weigh(placed_predict), image, patch, stride) / naive(weigh(lambda x: np.ones((*x.shape[:-1], 1))), image, patch, stride)
+  window = SlidingWindow(lambda _, images: placed_predict(images), patch=patch, stride=stride, window_batch=3, weights="gaussian")
+  found = window((), image)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert np.abs(found - sliding_window(placed_predict, image, patch=patch, stride=stride)).max() > 0.01
+
+
+@pytest.mark.parametrize("axes", [(), (1,), (0, 2), (0, 1, 2)])
+def test_flips_are_averaged_and_turned_back(axes):
+  image = np.random.default_rng(4).normal(size=(2, 6, 5, 4, 2)).astype(np.float32)
+  combinations = [tuple(a + 1 for a in chosen) for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
+  expected = np.mean([np.flip(placed_predict(jnp.flip(image, chosen)), chosen) for chosen in combinations], axis=0)
+  found = jax.jit(flip_averaged(lambda shift, images: placed_predict(images + shift), axes))(0.0, image)
+  assert len(combinations) == 2 ** len(axes)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_configuration_chooses_the_predictor():
+  predict = lambda _, images: placed_predict(images)
+  kinds = {
+    SliceWise: whole_scan(predict, (8, 8), EvalConfig()),
+    WholeVolume: whole_scan(predict, (8, 8, 8), EvalConfig(whole_volume=True)),
+    SlidingWindow: whole_scan(predict, (8, 8, 8), EvalConfig(stride=(4, 4, 4), flips=(0,), window_weights="gaussian")),
+  }
+  image = np.random.default_rng(5).normal(size=(9, 8, 8, 2)).astype(np.float32)
+  assert all(type(found) is kind and found((), image).shape == (9, 8, 8, 3) for kind, found in kinds.items())
+  twice = np.flip(kinds[SlidingWindow]((), np.flip(image, 0).copy()), 0)
+  np.testing.assert_allclose(kinds[SlidingWindow]((), image), twice, atol=1e-6)

@@ -25,8 +25,11 @@ ALLOWED = {
   "experiment": {"types", "config", "core", "networks", "data", "methods", "inference"},
   "train": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment", "evaluate"},
   "evaluate": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment"},
-  "predict": {"types", "config", "core", "networks", "data", "methods", "inference", "experiment"},
-  "main": {"types", "config", "experiment", "train", "evaluate", "predict", "report"},
+  "segment": {"types", "data"},
+  "predict": {"types", "data", "experiment", "segment"},
+  "export": {"types", "config", "data", "inference", "experiment", "segment"},
+  "recorded": {"config"},
+  "main": {"types", "config", "experiment", "train", "evaluate", "predict", "export", "report"},
   "sweep": {"types", "config", "methods", "experiment", "train", "report", "main"},
 }
 MAX_LINES = 400

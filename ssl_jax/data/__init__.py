@@ -4,16 +4,19 @@ from ssl_jax.data.acdc import import_acdc
 from ssl_jax.data.brats import import_brats
 from ssl_jax.data.case import Case, Source
 from ssl_jax.data.la import import_la
-from ssl_jax.data.msd import open_images
+from ssl_jax.data.msd import MsdSource, open_images
+from ssl_jax.data.nifti import save_like
 from ssl_jax.data.pancreas import import_pancreas
 from ssl_jax.data.pipeline import batches, check_patch, fingerprint
-from ssl_jax.data.sources import check_predictable, open_source, prepare
+from ssl_jax.data.preprocess import to_scan
+from ssl_jax.data.sources import check_predictable, open_source, prepare_case
 from ssl_jax.data.split import Split, make_split
 from ssl_jax.data.synapse import import_synapse
 from ssl_jax.data.synthesis import build_synthetic, with_exemplar
 
 __all__ = [
   "Case",
+  "MsdSource",
   "Source",
   "Split",
   "batches",
@@ -29,6 +32,8 @@ __all__ = [
   "make_split",
   "open_images",
   "open_source",
-  "prepare",
+  "prepare_case",
+  "save_like",
+  "to_scan",
   "with_exemplar",
 ]

@@ -183,6 +183,12 @@ def check_image(image: np.ndarray, file: Path) -> None:
     raise InputError(f"{file}: {bad} of {image.size} voxels are NaN or infinite; repair the file or leave the case out")
 
 
+def check_affine(affine: np.ndarray, where: Path | str) -> None:
+  """Raises `InputError` when an affine f64[4, 4] cannot be inverted."""
+  if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    raise InputError(f"{where}: the header's affine is unusable, {affine.tolist()}; convert the scan again")
+
+
 def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Sequence[int]) -> np.ndarray:
   """Returns the label as u8; raises `InputError` when its shape is not the image's or a value is not in `known`."""
   if label.shape != shape:

@@ -66,7 +66,7 @@ class MsdSource(SourceBase):
     else:
       image = first
     if image.ndim not in (3, 4) or image.shape[-1] != self.channels:
-      raise InputError(f"{found.images[0]}: shape {first.shape} does not hold the {self.channels} channel(s) that dataset.json names")
+      raise InputError(f"{found.images[0]}: shape {first.shape} does not hold the {self.channels} channel(s) that are expected")
     for file, (volume, _, _) in zip(found.images, scans, strict=True):
       check_image(volume, file)
     label = None
@@ -139,7 +139,7 @@ def _list_nifti(folder: Path) -> list[Path]:
   return sorted(file for file in folder.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
 
 
-def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> MsdSource:
+def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> tuple[MsdSource, dict[str, InputError]]:
   """Opens new images without labels, for prediction.
 
   Args:
@@ -147,7 +147,7 @@ def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> MsdS
     channels: how many the network takes.
     class_names: background first.
 
-  Returns: a `Source` whose `test_names` are the images.
+  Returns: a `Source` whose `test_names` are the images, and what is wrong with those that are incomplete, by name.
 
   Raises:
     InputError: there is no such file or folder, or no image in it.
@@ -155,8 +155,13 @@ def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> MsdS
   files = _list_nifti(path) if path.is_dir() else [path] if path.is_file() and path.name.endswith(_ENDINGS) else []
   if not files:
     raise InputError(f"--input: {path} is neither a NIfTI file (.nii, .nii.gz) nor a folder of them")
-  cases = _group(files, {}, channels)
-  return MsdSource((), tuple(cases), channels, class_names, cases)
+  cases, problems = {}, {}
+  for name, images in _by_name(files, {}, channels).items():
+    try:
+      cases[name] = _Files(_in_order(name, images, channels), None)
+    except InputError as error:
+      problems[name] = error
+  return MsdSource((), tuple(cases), channels, class_names, cases), problems
 
 
 def _find_cases(root: Path, suffix: str, channels: int) -> dict[str, _Files]:
@@ -166,24 +171,36 @@ def _find_cases(root: Path, suffix: str, channels: int) -> dict[str, _Files]:
 
 def _group(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> dict[str, _Files]:
   """Case name -> its image files in channel order and its label file."""
-  grouped: dict[str, dict[int | None, Path]] = {}
+  found = _by_name(files, labels, channels)
+  return {name: _Files(_in_order(name, images, channels), labels.get(name)) for name, images in found.items()}
+
+
+def _by_name(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> dict[str, list[tuple[int | None, Path]]]:
+  """Case name -> its image files with the channel that their names give, `None` for none."""
+  found: dict[str, list[tuple[int | None, Path]]] = {}
   for file in files:
     stem = _stem(file)
     match = re.fullmatch(r"(.+)_(\d{4})", stem)
     # `_0000` counts channels, unless a label file has the same name: then it is part of the case's own name.
-    is_channel = match is not None and stem not in labels and int(match[2]) < channels
-    name, channel = (match[1], int(match[2])) if match and is_channel else (stem, None)
-    grouped.setdefault(name, {})[channel] = file
-  cases = {}
-  for name, images in grouped.items():
-    wanted = [None] if None in images else list(range(channels))
-    missing = [channel for channel in wanted if channel not in images]
-    if missing:
-      raise InputError(f"{files[0].parent}: case {name!r} lacks channel file {name}_{missing[0]:04d}{_ENDINGS[0]}")
-    if len(images) > len(wanted):
-      raise InputError(f"{files[0].parent}: case {name!r} is there both with and without _0000; remove one")
-    cases[name] = _Files(tuple(images[channel] for channel in wanted), labels.get(name))
-  return cases
+    if match and stem not in labels and int(match[2]) < channels:
+      found.setdefault(match[1], []).append((int(match[2]), file))
+    else:
+      found.setdefault(stem, []).append((None, file))
+  return found
+
+
+def _in_order(name: str, images: Sequence[tuple[int | None, Path]], channels: int) -> tuple[Path, ...]:
+  """Files of a case in channel order; raises `InputError` when one is missing or superfluous."""
+  given, folder = [channel for channel, _ in images], images[0][1].parent
+  wanted = [None] if None in given else list(range(channels))
+  missing = [channel for channel in wanted if channel not in given]
+  if missing:
+    raise InputError(f"{folder}: case {name!r} lacks channel file {name}_{missing[0]:04d}{_ENDINGS[0]}")
+  if len(set(given)) > len(wanted):
+    raise InputError(f"{folder}: case {name!r} is there both with and without _0000; remove one")
+  if len(given) > len(wanted):
+    raise InputError(f"{folder}: case {name!r} is there both as .nii and as .nii.gz; remove one")
+  return tuple(dict(images)[channel] for channel in wanted)
 
 
 def _check_training(entries: Any, cases: Mapping[str, _Files], file: Path) -> None:

@@ -1,6 +1,9 @@
 """Benchmarks that come as pairs of NIfTI files, an image and a label, somewhere below one folder."""
 
 import dataclasses
+import logging
+import math
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,9 +14,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
 
-from ssl_jax.data.case import SourceBase, check_volumes, spacing_of
+from ssl_jax.data.case import SourceBase, check_affine, check_volumes, spacing_of
 from ssl_jax.types import InputError
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it finds in a header is in the error that follows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +87,7 @@ def read_volume(file: Path, dtype: Any, canonical: bool = True) -> tuple[np.ndar
   volume = volume[..., 0] if volume.ndim == 4 and volume.shape[-1] == 1 else volume
   if volume.ndim != 3:
     raise InputError(f"{file}: shape {volume.shape} is not that of one 3D volume; save one volume a file")
-  if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-    raise InputError(f"{file}: the header's affine is unusable, {affine.tolist()}; convert the scan again")
+  check_affine(affine, file)
   if not canonical:
     return volume, affine
   orientation = io_orientation(affine)
@@ -114,6 +119,42 @@ def read_nifti(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray, tuple[fl
   """Returns a file's voxels, affine and spacing in mm; raises `InputError` when it is damaged."""
   try:
     scan: Any = nib.load(file)
+    if scan.get_data_dtype().kind not in "biuf" or 0 in scan.shape:
+      raise InputError(f"{file}: shape {scan.shape} of {scan.get_data_dtype()} is not a scan; save real numbers, one per voxel and channel")
     return np.asanyarray(scan.dataobj, dtype=dtype), scan.affine, tuple(float(zoom) for zoom in scan.header.get_zooms())
-  except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-    raise InputError(f"{file} cannot be read, it is truncated or not NIfTI: {error}; fetch it again") from error
+  except InputError:
+    raise
+  except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, ImageFileError, HeaderDataError) as error:
+    reason = " ".join(str(error).split()) or "its header asks for more memory than there is"
+    raise InputError(f"{file} cannot be read, it is truncated or not NIfTI: {reason}; fetch it again") from error
+
+
+def save_like(values: np.ndarray, like: Path, file: Path) -> None:
+  """Writes voxels on the grid of another image: its affine, both transforms with their codes, voxel sizes and units.
+
+  Args:
+    values: number[*spatial] or number[*spatial, classes], spatial as in `like`; their dtype is the file's.
+    like: NIfTI.
+    file: `.nii.gz`, replaced if it is there; never seen half written.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  original: Any = nib.load(like)
+  if values.size == math.prod(original.shape):
+    values = values.reshape(original.shape)  # a single channel may be an axis of its own
+  image = nib.Nifti1Image(values, original.affine)
+  zooms, rank = original.header.get_zooms(), min(values.ndim, len(original.shape))
+  for form in ("sform", "qform"):  # keep which of the two the input relies on
+    affine, code = getattr(original.header, f"get_{form}")(coded=True)
+    getattr(image, f"set_{form}")(affine, int(code))
+  image.header.set_zooms((*zooms[:rank], *[1.0] * (values.ndim - rank)))
+  image.header.set_xyzt_units(*original.header.get_xyzt_units())
+  partial = file.with_name(f".partial_{file.name}")
+  try:
+    nib.save(image, partial)
+    os.replace(partial, file)
+  except OSError as error:
+    raise InputError(f"{file} cannot be written: {error}") from error
+  finally:
+    partial.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from ssl_jax.data.la import open_la_h5, open_la_nrrd
 from ssl_jax.data.msd import open_msd
 from ssl_jax.data.pancreas import open_pancreas_h5, open_pancreas_nifti
 from ssl_jax.data.phantom import PhantomSource
-from ssl_jax.data.preprocess import downsample_case, zscore_case
+from ssl_jax.data.preprocess import canonical_case, downsample_case, resample_case, zscore_case
 from ssl_jax.data.slices import slice_source
 from ssl_jax.data.synapse import open_synapse_nifti, open_synapse_npz
 from ssl_jax.types import DataConfig, InputError
@@ -84,8 +84,8 @@ class CachedSource:
 def open_source(cfg: DataConfig) -> Source:
   """Opens `cfg.source` at `cfg.root`: lists its cases and reads volumes when they are asked for.
 
-  A scan is read, then averaged over `cfg.downsample` voxels, then normalised over the whole (downsampled) scan, then, with `cfg.slices`,
-  cut into slices; sources whose training cases are slices in files of their own give these.
+  A scan is read, then prepared (see `prepare_case`), then, with `cfg.slices`, cut into slices;
+  sources whose training cases are slices in files of their own give these.
 
   Args:
     cfg: the data configuration.
@@ -117,12 +117,21 @@ def check_predictable(cfg: DataConfig) -> None:
 
 
 def prepare(source: Source, cfg: DataConfig) -> CachedSource:
-  """Returns the source with every scan averaged over `cfg.downsample` voxels, then normalised, and kept in memory.
+  """Returns the source with every scan prepared, see `prepare_case`, and kept in memory."""
+  return CachedSource(source, lambda case: prepare_case(case, cfg))
 
-  Averaging runs along as many axes as `cfg.patch` has: for a 2D network never across slices.
+
+def prepare_case(case: Case, cfg: DataConfig) -> Case:
+  """Turns a scan to `cfg.canonical` axes, brings it to `cfg.spacing`, averages `cfg.downsample` voxels, then normalises what is left.
+
+  Resampling and averaging run along as many axes as `cfg.patch` has: for a 2D network never across slices.
+
+  Raises:
+    InputError: the scan's shape or header does not allow it.
   """
-  normalise = _NORMALISERS[cfg.normalise]
-  return CachedSource(source, lambda case: normalise(downsample_case(case, cfg.downsample, len(cfg.patch))))
+  case = canonical_case(case) if cfg.canonical else case
+  case = resample_case(case, cfg.spacing) if cfg.spacing else case
+  return _NORMALISERS[cfg.normalise](downsample_case(case, cfg.downsample, len(cfg.patch)))
 
 
 def _num_bytes(case: Case) -> int:

@@ -6,6 +6,7 @@ shifted copies per tap. Stride-2 pairs are a rearrangement and one matrix produc
 the CPU too: they gain nothing and compile faster.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -40,10 +41,15 @@ def conv3(x: Array, w: Array) -> Array:
 
 
 def _forward(x: Array, w: Array) -> Array:
-  if x.ndim == 4 or max(x.size, x.size // x.shape[-1] * w.shape[-1]) < _SMALL:
+  if x.ndim == 4 or _elements(x.shape[:-1]) * max(x.shape[-1], w.shape[-1]) < _SMALL:
     return _xla(x, w)
   cpu = _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
   return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
+
+
+def _elements(shape: Sequence[int]) -> int:
+  """Product of the sides; a batch that is left open, in a program to be exported, counts as one."""
+  return math.prod(side for side in shape if isinstance(side, int))
 
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
