@@ -6,7 +6,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table of all results under some folders, or draws overlays; returns the exit status."""
   arguments = list(sys.argv[1:] if argv is None else argv)
   try:
-    if arguments[:1] == ["overlay"]:
-      _draw(arguments[1:])
+    subcommand = SUBCOMMANDS.get(arguments[0]) if arguments else None
+    if subcommand:
+      subcommand(arguments[1:])
     else:
       _print_table(arguments)
   except (ValueError, OSError) as error:
@@ -70,6 +71,12 @@ def draw_overlays(folder: Path, cases: int, output: Path) -> list[Path]:
     prediction = np.argmax(np.asarray(predict(state, case.image)), axis=-1)
     files.append(overlay(case.image, case.label, prediction, output / f"overlay_{name.replace('/', '_')}.png"))
   return files
+
+
+# First argument -> what runs the others; without one of these, a table of runs.
+SUBCOMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+  "overlay": _draw,
+}
 
 
 if __name__ == "__main__":
