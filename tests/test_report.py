@@ -6,7 +6,8 @@ import pytest
 
 from ssl_jax import metrics
 from ssl_jax.report.__main__ import main
-from ssl_jax.report.tables import load_results, markdown_table
+from ssl_jax.report.results import load_results
+from ssl_jax.report.tables import markdown_table
 
 
 def result(method="crln", predictor="student", seed=1337, dice=(0.8, 0.6), **changes):
