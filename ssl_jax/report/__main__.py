@@ -1,8 +1,8 @@
 """Command line: tables and figures of runs.
 
-`python -m ssl_jax.report RUN_DIR... [--spread=auto|cases|seeds|bootstrap|interval] [--unit=voxels|mm] [--published=own|all|none]
-[--dataset=NAME]` prints one table of many runs; `python -m ssl_jax.report compare RUN_A RUN_B [--predictor=student] [--unit=voxels|mm]` compares two case by case.
-Both take `[--format=markdown|csv|latex] [--output=FILE]`.
+`python -m ssl_jax.report RUN_DIR... [--spread=auto|cases|seeds|bootstrap|interval] [--published=own|all|none] [--dataset=NAME]` prints one
+table of many runs, `python -m ssl_jax.report compare RUN_A RUN_B [--predictor=student]` compares two case by case; both take
+`[--unit=voxels|mm] [--format=markdown|csv|latex] [--output=FILE]`.
 `python -m ssl_jax.report overlay RUN_DIR [--cases=2] [--output=DIR]` draws labels and predictions on slices of the evaluation scans.
 """
 

@@ -21,8 +21,8 @@ def load_results(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
   Args:
     folders: of one run each, or of several runs.
-  Returns: the results in order of their folders, what the paper evaluates first in each, with a `name`: the folder's, without `_seed<number>`, so that runs of one
-    configuration under several seeds share it. Null is NaN again.
+  Returns: the results in order of their folders, what the paper evaluates first in each, with a `name`: the folder's, without
+    `_seed<number>`, so that runs of one configuration under several seeds share it. Null is NaN again.
   Raises: InputError when a folder has no results, or a file is not what `evaluate` writes.
   """
   results, seen = [], set()
