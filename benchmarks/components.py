@@ -47,7 +47,7 @@ def compiled(function: Callable[[jax.Array], jax.Array]) -> Side:
 
 def atria(root: Path | None, batch: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
   """Labels, or blobs, cut out around their centre and distorted."""
-  return np.stack([_distorted(_label(root, i, shape, rng), rng) for i in range(batch)])
+  return np.stack([distorted(_label(root, i, shape, rng), rng) for i in range(batch)])
 
 
 def _label(root: Path | None, index: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -63,7 +63,7 @@ def _label(root: Path | None, index: int, shape: tuple[int, ...], rng: np.random
   return label[tuple(slice(b, b + s) for b, s in zip(start, shape, strict=True))]
 
 
-def _distorted(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def distorted(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   noise = ndimage.gaussian_filter(rng.standard_normal(label.shape), 2)
   return ndimage.gaussian_filter(label.astype(np.float32), 3) + 0.15 * noise / noise.std() > 0.3
 

@@ -130,7 +130,7 @@ def check(cfg: Config) -> Config:
   need(cfg.train.keep_checkpoints >= 1, "train.keep_checkpoints", "must be at least 1")
   need(len(cfg.train.phases) >= 1 and all(n >= 0 for _, n in cfg.train.phases), "train.phases", "needs pairs (name, steps) with steps >= 0")
   need(
-    cfg.eval.select == "last" or cfg.train.eval_every_steps > 0,
+    cfg.eval.select != "best" or cfg.train.eval_every_steps > 0,
     "eval.select",
     "'best' needs config.train.eval_every_steps > 0, or no checkpoint has a score",
   )

@@ -2,7 +2,9 @@
 
 import csv
 import functools
+import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ssl_jax import metrics
 from ssl_jax.data import Case
 from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.experiment import Experiment
-from ssl_jax.types import InputError, TrainState
+from ssl_jax.types import InputError, TrainState, write_whole
 
 _QUALITY_CASES = 4  # scans on which pseudo-labels are compared with hidden labels
 
@@ -24,9 +26,9 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
   """Scores every predictor of the method on the evaluation scans.
 
   Returns:
-    Predictor name -> its result, the first being what the paper evaluates: `{"method", "predictor", "select", "step", "seed", "split",
-    "cases", "summary"}`, with several foreground classes also `"classes"`: class -> summary. Distances are in voxels of the evaluated grid,
-    and in mm under `*_mm`.
+    Predictor name -> its result, the first being what the paper evaluates: `{"method", "predictor", "select", "checkpoint", "step", "seed",
+    "split", "data", "empty_policy", "cases", "summary"}`, with several foreground classes also `"classes"`: class -> summary. Distances are
+    in voxels of the evaluated grid, and in mm under `*_mm`.
   """
   cfg, split = experiment.cfg, experiment.split
   names = split.evaluation[: cfg.eval.max_cases or None]
@@ -44,19 +46,19 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
   foreground = experiment.source.class_names[1:]
 
   def per_class(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    rows_of = {
-      name: [{k.removeprefix(f"{name}/"): v for k, v in row.items() if k.startswith(f"{name}/")} for row in cases] for name in foreground
-    }
-    return {"classes": {name: summarise(rows) for name, rows in rows_of.items()}} if len(foreground) > 1 else {}
+    return {"classes": {name: summarise(metrics.of_class(cases, name)) for name in foreground}} if len(foreground) > 1 else {}
 
   return {
     predictor: {
       "method": cfg.method["name"],
       "predictor": predictor,
       "select": cfg.eval.select,
+      "checkpoint": experiment.select,
       "step": int(state.step),
       "seed": cfg.seed,
       "split": split.name,
+      "data": {key: getattr(cfg.data, key) for key in ("dataset", "num_labelled", "downsample", "test_list")},
+      "empty_policy": cfg.eval.empty,
       "cases": cases,
       "summary": summarise(cases),
       **per_class(cases),
@@ -75,8 +77,8 @@ def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: st
     empty: see `metrics.case_metrics`.
 
   Returns:
-    Metric -> mean over the foreground classes, `empty` -> whether any class was predicted empty; with several classes also
-    `<class>/<metric>`.
+    Metric -> mean over the foreground classes, those with NaN left out; `empty` -> whether the prediction or the label of any class is
+    empty; with several classes also `<class>/<metric>`.
   """
   per_class = {}
   for value, name in enumerate(class_names[1:], start=1):
@@ -84,7 +86,7 @@ def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: st
     row = metrics.case_metrics(pred, true, empty=empty)
     mm = metrics.case_metrics(pred, true, spacing=case.spacing, empty=empty)
     per_class[name] = {**row, **{f"{k}_mm": mm[k] for k in ("hd95", "asd")}}
-  mean = {key: float(np.mean([row[key] for row in per_class.values()])) for key in next(iter(per_class.values())) if key != "empty"}
+  mean = {key: _mean([row[key] for row in per_class.values()]) for key in next(iter(per_class.values())) if key != "empty"}
   mean["empty"] = any(row["empty"] for row in per_class.values())
   if len(per_class) > 1:
     mean |= {f"{name}/{key}": value for name, row in per_class.items() for key, value in row.items()}
@@ -92,13 +94,27 @@ def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: st
 
 
 def write_results(results: Mapping[str, Mapping[str, Any]], workdir: Path) -> None:
-  """Writes `results_<predictor>.json` and, one row a case, `results_<predictor>.csv`."""
+  """Writes `results_<predictor>.json`, where NaN is null, and, one row a case, `results_<predictor>.csv`."""
   for predictor, result in results.items():
-    (workdir / f"results_{predictor}.json").write_text(json.dumps(result, indent=2))
-    with (workdir / f"results_{predictor}.csv").open("w", newline="") as file:
-      table = csv.DictWriter(file, fieldnames=list(result["cases"][0]))
-      table.writeheader()
-      table.writerows(result["cases"])
+    write_whole(workdir / f"results_{predictor}.json", json.dumps(_null_for_nan(result), indent=2, allow_nan=False))
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(result["cases"][0]))
+    table.writeheader()
+    table.writerows(result["cases"])
+    write_whole(workdir / f"results_{predictor}.csv", text.getvalue())
+
+
+def _mean(values: list[float]) -> float:
+  known = [value for value in values if not math.isnan(value)]
+  return float(np.mean(known)) if known else math.nan
+
+
+def _null_for_nan(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _null_for_nan(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_null_for_nan(item) for item in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str, float]:

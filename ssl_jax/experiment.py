@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,11 @@ class Experiment:
   def num_steps(self) -> int:
     """Steps of all phases together."""
     return sum(steps for _, steps in self.cfg.train.phases)
+
+  @property
+  def select(self) -> Literal["last", "best"]:
+    """The checkpoint to evaluate, what `published` stands for resolved."""
+    return self.method.published_select if self.cfg.eval.select == "published" else self.cfg.eval.select
 
   @functools.cached_property
   def batch_spec(self) -> PyTree:
@@ -138,7 +143,13 @@ def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
     for name, _ in cfg.train.phases:
       if name not in method.steps:
         raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
-    return Experiment(cfg, source, split, method)
+    experiment = Experiment(cfg, source, split, method)
+    if experiment.select == "best" and not 0 < cfg.train.eval_every_steps <= steps:
+      raise InputError(
+        f"config.eval.select: {cfg.eval.select!r} takes the best checkpoint here, and none has a score unless "
+        f"config.train.eval_every_steps lies between 1 and the {steps} steps of the run"
+      )
+    return experiment
 
   return build
 
@@ -179,7 +190,7 @@ def restore(experiment: Experiment, workdir: Path) -> TrainState:
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
-  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.cfg.eval.select)
+  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.select)
   checkpoints.close()
   return state
 

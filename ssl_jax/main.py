@@ -79,7 +79,7 @@ def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
     state = None
     if mode == "train":  # all runs of a folder share their synthetic images
       state = train(with_synthetic(experiment, folder.parent / "synthetic", contact_sheet), folder)
-    if state is None or experiment.cfg.eval.select != "last":
+    if state is None or experiment.select != "last":
       state = restore(experiment, folder)
     found = evaluate(experiment, state)
     write_results(found, folder)

@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssl_jax import config, methods
-from ssl_jax.report.tables import METRICS, load_results, published_table
+from ssl_jax.report.results import load_results
+from ssl_jax.report.tables import METRICS, published_table
 from ssl_jax.types import Config, InputError, nearest
 
 

@@ -170,8 +170,9 @@ def _validate(experiment: Experiment, state: TrainState, step: int, writer: Writ
   """Evaluates during training; returns the headline predictor's mean metrics."""
   results = evaluate(experiment, state)
   headline, *others = results.values()
-  means = {k: v["mean"] for k, v in headline["summary"].items() if isinstance(v, Mapping)}
-  beside = {f"{r['predictor']}/{k}": v["mean"] for r in others for k, v in r["summary"].items() if isinstance(v, Mapping)}
+  means_of = lambda r: {k: v["mean"] for k, v in r["summary"].items() if isinstance(v, Mapping) and math.isfinite(v["mean"])}
+  means = means_of(headline)
+  beside = {f"{r['predictor']}/{k}": mean for r in others for k, mean in means_of(r).items()}
   writer.write(step, {**{f"{headline['predictor']}/{k}": v for k, v in means.items()}, **beside, **pseudo_label_quality(experiment, state)})
   return means
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import flax.struct
@@ -30,6 +31,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+def write_whole(file: Path, text: str) -> None:
+  """Writes a text file so that it is never seen half written: under another name first.
+
+  Raises:
+    InputError: the place cannot be written.
+  """
+  partial = file.with_name(f".{file.name}.partial")
+  try:
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(file)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise InputError(f"{file}: cannot be written ({error.strerror}); name a file in a folder that exists") from error
+
+
 @flax.struct.dataclass
 class TrainState:
   """Everything a training step reads and writes; one pytree, one checkpoint."""
@@ -55,6 +71,7 @@ class Method:
     pseudo_labels: `(state, image) -> {stage: (probabilities, reliable bool[B, *spatial])}`, whose quality the evaluation hook measures
       against hidden labels;
       `None` when the method has none.
+    published_select: which checkpoint the numbers published for the method come from, `last` or `best` on the evaluated cases.
   """
 
   init: Callable[..., TrainState]
@@ -62,6 +79,7 @@ class Method:
   predict: Callable[[TrainState, Array], Array]
   predict_also: Mapping[str, Callable[[TrainState, Array], Array]] = dataclasses.field(default_factory=dict)
   pseudo_labels: Callable[[TrainState, Array], Mapping[str, tuple[Array, Array]]] | None = None
+  published_select: Literal["last", "best"] = "last"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +132,11 @@ class DataConfig:
   phantom: PhantomConfig = PhantomConfig()
   synthesis: SynthesisConfig = SynthesisConfig()
 
+  @property
+  def dataset(self) -> str:
+    """Short name of the data set: what a benchmark's `source` begins with, or the last folder of `root`, in lower case."""
+    return PurePath(self.root).name.lower() if self.source == "msd" else self.source.split("_")[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
@@ -165,8 +188,8 @@ class EvalConfig:
   flips: tuple[int, ...] = ()  # spatial axes; predictions are averaged over all flips along them
   whole_volume: bool = False  # one pass over the padded scan instead of windows
   max_cases: int = 0  # 0: all
-  empty: Literal["published", "worst"] = "published"  # distance of an empty prediction: 0, or the volume's diagonal
-  select: Literal["last", "best"] = "last"  # which checkpoint
+  empty: Literal["published", "worst", "exclude"] = "published"  # distance of an empty prediction: 0 | the volume's diagonal | left out
+  select: Literal["last", "best", "published"] = "last"  # checkpoint; best: by Dice on the evaluated cases; published: as the method's code
   num_resamples: int = 100  # bootstrap
 
 

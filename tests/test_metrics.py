@@ -98,22 +98,28 @@ def test_mask_touching_the_volume_has_a_surface_there():
   assert to_pred[0] == 1
 
 
+NAN = math.nan
+
+
 @pytest.mark.parametrize(
   ("has_pred", "has_label", "policy", "overlap", "distance"),
   [
     (False, True, "published", 0, 0),
     (False, True, "worst", 0, 13),
+    (False, True, "exclude", 0, NAN),
     (True, False, "published", 0, 13),
     (True, False, "worst", 0, 13),
+    (True, False, "exclude", 0, NAN),
     (False, False, "published", 0, 0),
     (False, False, "worst", 1, 0),
+    (False, False, "exclude", NAN, NAN),
   ],
 )
 def test_empty_policies(has_pred, has_label, policy, overlap, distance):
   pred, label = np.zeros((2, 3, 4, 3), bool)
   pred[1, 1, 1], label[1, 1, 1] = has_pred, has_label
   found = metrics.case_metrics(pred, label, spacing=(1, 1, 4), empty=policy)  # 3 x 4 x 12: diagonal 13
-  assert found == {"dice": overlap, "jaccard": overlap, "hd95": distance, "asd": distance, "empty": True}
+  assert found == pytest.approx({"dice": overlap, "jaccard": overlap, "hd95": distance, "asd": distance, "empty": True}, nan_ok=True)
 
 
 def test_overlap_of_two_empty_masks_is_one():
@@ -145,7 +151,7 @@ def test_wrong_spacing_is_named(metric, spacing):
 
 
 def test_wrong_policy_and_empty_distance_are_named():
-  with pytest.raises(ValueError, match="published, worst"):
+  with pytest.raises(ValueError, match="published, worst, exclude"):
     metrics.case_metrics(*cubes(), empty="zero")
   with pytest.raises(ValueError, match="foreground in both"):
     metrics.hd95(np.zeros((3, 3)), np.ones((3, 3)))
@@ -219,3 +225,52 @@ def test_summary_by_hand():
   assert summary["dice"]["mean"] == pytest.approx(0.7) and summary["dice"]["std"] == pytest.approx(0.1)
   assert (summary["hd95"]["bootstrap_mean"], summary["hd95"]["bootstrap_std"]) == metrics.bootstrap([4, 0], num_resamples=10, seed=2)
   json.dumps(summary)
+
+
+def test_summary_leaves_out_what_is_not_defined():
+  rows = [{"dice": d, "jaccard": d, "hd95": h, "asd": NAN, "empty": math.isnan(h)} for d, h in ((0.5, 2.0), (0.0, NAN), (0.7, 4.0))]
+  summary = metrics.summarise(rows, num_resamples=10)
+  assert (summary["num_cases"], summary["num_empty"]) == (3, 1)
+  assert summary["dice"]["mean"] == pytest.approx(0.4) and summary["hd95"]["mean"] == 3
+  assert 2 <= summary["hd95"]["interval"][0] < 3 < summary["hd95"]["interval"][1] <= 4
+  assert all(math.isnan(value) for value in (summary["asd"]["mean"], *summary["asd"]["interval"]))
+  with pytest.raises(ValueError, match="at least one case"):
+    metrics.summarise([])
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  samples = rng.normal(3, 2, size=(300, 60))
+  ends = np.array([metrics.interval(sample, level=0.9, num_resamples=400) for sample in samples])
+  assert 0.83 < np.mean((ends[:, 0] < 3) & (ends[:, 1] > 3)) < 0.95
+  assert metrics.interval([5.0, 5.0]) == (5, 5)
+  for level in (0, 1, 95):
+    with pytest.raises(ValueError, match="level"):
+      metrics.interval([1.0, 2.0], level=level)
+
+
+def test_paired_comparison_by_hand():
+  # Five differences 1, 2, 3, 4, 5, all in favour of a: of 2^5 sign patterns 2 are as extreme, p = 2/32.
+  found = metrics.compare_paired([2, 4, 6, 8, 10, NAN], [1, 2, 3, 4, 5, 7])
+  assert (found.num_cases, found.num_higher, found.num_lower) == (5, 5, 0)
+  assert (found.mean_a, found.mean_b, found.difference) == (6, 3, 3)
+  assert found.p_value == pytest.approx(1 / 16)
+  assert 1 < found.interval[0] < 3 < found.interval[1] < 5
+  mirrored = metrics.compare_paired([1, 2, 3, 4, 5], [2, 4, 6, 8, 10])
+  assert mirrored.difference == -3 and mirrored.p_value == found.p_value and mirrored.num_lower == 5
+  # -1 has rank 1, +2 rank 2: every sign pattern is as extreme as this one or more.
+  assert metrics.compare_paired([0, 2], [1, 0]).p_value == 1
+  same = metrics.compare_paired([1, 2], [1, 2])
+  assert (same.p_value, same.difference, same.interval, same.num_higher) == (1, 0, (0, 0), 0)
+
+
+@pytest.mark.parametrize(("a", "b", "message"), [([1, 2], [1], "one value per case"), ([1, NAN], [1, 2], "at least two"), ([], [], "two")])
+def test_paired_comparison_needs_pairs(a, b, message):
+  with pytest.raises(ValueError, match=message):
+    metrics.compare_paired(a, b)
+
+
+def test_metrics_of_one_class():
+  assert metrics.of_class([{"case": "a", "dice": 1.0, "LV/dice": 0.5, "LV/empty": False, "RV/dice": 0.1}], "LV") == [
+    {"case": "a", "dice": 0.5, "empty": False}
+  ]

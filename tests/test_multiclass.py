@@ -15,7 +15,8 @@ from ssl_jax.evaluate import pseudo_label_quality, score
 from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.inference import SliceWise
 from ssl_jax.predict import predict
-from ssl_jax.report.tables import load_results, markdown_table
+from ssl_jax.report.results import load_results
+from ssl_jax.report.tables import markdown_table
 from ssl_jax.train import train
 from ssl_jax.types import Config
 from tests.helpers import refined, write_msd

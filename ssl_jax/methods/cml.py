@@ -155,4 +155,4 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   single = lambda name: lambda state, image: jax.nn.softmax(logits_of(name, state, image))
   also = {} if options.shared_weights else {f"network_{name}": single(name) for name in pair}
   phases = {phase: lambda *args, phase=phase: step(phase, *args) for phase in ("pretrain", "selftrain")}
-  return Method(init, phases, predict, also)
+  return Method(init, phases, predict, also, published_select="best")  # by Dice on the test list [C]

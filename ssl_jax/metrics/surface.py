@@ -22,13 +22,7 @@ def surface_distances(pred: np.ndarray, label: np.ndarray, *, spacing: Sequence[
   Returns: f64[n] prediction → label and f64[m] label → prediction, in the unit of `spacing`.
   Raises: ValueError on masks `as_masks` rejects, an empty mask, or a `spacing` of another length or not positive.
   """
-  pred, label = as_masks(pred, label)
-  check_spacing(spacing, pred.ndim)
-  if not (pred.any() and label.any()):
-    raise ValueError("surface distances need foreground in both masks; case_metrics() has the policies for empty ones")
-  # Nothing outside the union's box is a surface voxel; the voxel of padding keeps the box's faces background.
-  box = ndimage.find_objects((pred | label).view(np.uint8))[0]
-  pred_surface, label_surface = _surface(np.pad(pred[box], 1)), _surface(np.pad(label[box], 1))
+  pred_surface, label_surface = _surfaces(pred, label, spacing)
   return _nearest(pred_surface, label_surface, spacing), _nearest(label_surface, pred_surface, spacing)
 
 
@@ -49,8 +43,7 @@ def asd(pred: np.ndarray, label: np.ndarray, *, spacing: Sequence[float] | None 
   Returns: the distance in the unit of `spacing`. Swapping the masks changes it; see `assd`.
   Source: medpy.metric.binary.asd [L].
   """
-  to_label, _ = surface_distances(pred, label, spacing=spacing)
-  return float(to_label.mean())
+  return float(_nearest(*_surfaces(pred, label, spacing), spacing).mean())
 
 
 def assd(pred: np.ndarray, label: np.ndarray, *, spacing: Sequence[float] | None = None) -> float:
@@ -67,6 +60,17 @@ def check_spacing(spacing: Sequence[float] | None, rank: int) -> None:
   """Raises ValueError unless `spacing` is `None` or holds `rank` positive lengths."""
   if spacing is not None and (len(spacing) != rank or not all(length > 0 for length in spacing)):
     raise ValueError(f"spacing must hold {rank} positive lengths, got {tuple(spacing)}")
+
+
+def _surfaces(pred: np.ndarray, label: np.ndarray, spacing: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+  """Surface voxels of both masks in the box that holds them, after the checks that `surface_distances` promises."""
+  pred, label = as_masks(pred, label)
+  check_spacing(spacing, pred.ndim)
+  if not (pred.any() and label.any()):
+    raise ValueError("surface distances need foreground in both masks; case_metrics() has the policies for empty ones")
+  # Nothing outside the union's box is a surface voxel; the voxel of padding keeps the box's faces background.
+  box = ndimage.find_objects((pred | label).view(np.uint8))[0]
+  return _surface(np.pad(pred[box], 1)), _surface(np.pad(label[box], 1))
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
