@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -49,6 +50,11 @@ def blocks(text: str) -> list[Block]:
     scripts = [Block("python", inner[2], block.reason) for inner in HEREDOC.finditer(block.text)] if block.language == "bash" else []
     found += [*scripts, block._replace(text=HEREDOC.sub("", block.text)) if scripts else block]
   return found
+
+
+def scripts(page: Path) -> list[str]:
+  """The Python of a page that runs."""
+  return [block.text for block in blocks(page.read_text()) if block.language == "python" and block.reason is None]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -141,16 +147,14 @@ def anchors(text: str) -> set[str]:
   return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text() or "python - <<" in page.read_text()], ids=PAGE)
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=PAGE)
 def test_python_runs(page, tmp_path, monkeypatch):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   monkeypatch.chdir(tmp_path)
   module = type(sys)("documentation")
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  ran = [block for block in blocks(page.read_text()) if block.language == "python" and block.reason is None]
-  for block in ran:
-    exec(compile(block.text, PAGE(page), "exec"), module.__dict__)  # one namespace a page
-  assert ran
+  for script in scripts(page):
+    exec(compile(script, PAGE(page), "exec"), module.__dict__)  # one namespace a page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE)
@@ -191,6 +195,14 @@ def test_loops_and_comments_of_a_shell_block():
     ["python", "-m", "x", "--config=b.py", "--y=b"],
     ["make", "test"],
   ]
+
+
+def test_scripts_and_reasons_are_found(tmp_path):
+  page = tmp_path / "page.md"
+  page.write_text("```python\na\n```\n<!-- not run: too slow here -->\n```python\nb\n```\n```bash\npython - <<'END'\nc\nEND\nmake test\n```\n")
+  assert scripts(page) == ["a\n", "c\n"]
+  assert [(block.language, block.reason) for block in blocks(page.read_text())][1] == ("python", "too slow here")
+  assert len([page for page in PAGES if scripts(page)]) >= 10
 
 
 def test_blocks_that_do_not_run_say_why():
