@@ -56,7 +56,7 @@ $(VENV)/.bench: requirements-bench.txt $(VENV)/.runtime
 	$(PIP) install -r requirements-bench.txt
 	@touch $@
 
-$(VENV)/.docs: requirements-docs.txt $(VENV)/.dev
+$(VENV)/.docs: requirements-docs.txt | $(BIN)/python
 	@echo "installing the site's tools into $(VENV)"
 	$(PIP) install -r requirements-docs.txt
 	@touch $@

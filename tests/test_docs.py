@@ -199,7 +199,8 @@ def test_loops_and_comments_of_a_shell_block():
 
 def test_scripts_and_reasons_are_found(tmp_path):
   page = tmp_path / "page.md"
-  page.write_text("```python\na\n```\n<!-- not run: too slow here -->\n```python\nb\n```\n```bash\npython - <<'END'\nc\nEND\nmake test\n```\n")
+  runs, refused = "```python\na\n```\n", "<!-- not run: too slow here -->\n```python\nb\n```\n"
+  page.write_text(runs + refused + "```bash\npython - <<'END'\nc\nEND\nmake test\n```\n")
   assert scripts(page) == ["a\n", "c\n"]
   assert [(block.language, block.reason) for block in blocks(page.read_text())][1] == ("python", "too slow here")
   assert len([page for page in PAGES if scripts(page)]) >= 10
