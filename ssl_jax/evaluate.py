@@ -5,7 +5,7 @@ import functools
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,15 @@ from ssl_jax.types import InputError, TrainState, write_whole
 _QUALITY_CASES = 4  # scans on which pseudo-labels are compared with hidden labels
 
 
-def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, Any]]:
+def evaluate(
+  experiment: Experiment, state: TrainState, watch: Callable[[Case, np.ndarray], None] | None = None
+) -> dict[str, dict[str, Any]]:
   """Scores every predictor of the method on the evaluation scans.
+
+  Args:
+    experiment: from `open_experiment`.
+    state: what to score.
+    watch: is shown the first scan and its label map from the first predictor.
 
   Returns:
     Predictor name -> its result, the first being what the paper evaluates: `{"method", "predictor", "select", "checkpoint", "step", "seed",
@@ -41,7 +48,10 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, dict[str, A
       raise InputError(f"{name}: this evaluation case has no label file; take it out of the list, or use --mode=predict")
     for predictor, predict in experiment.predictors.items():
       prob = np.asarray(predict(state, case.image))
-      rows[predictor].append({"case": name, **score(np.argmax(prob, axis=-1), case, experiment.source.class_names, cfg.eval.empty)})
+      label = np.argmax(prob, axis=-1)
+      if watch and name == names[0] and predictor == next(iter(rows)):
+        watch(case, label)
+      rows[predictor].append({"case": name, **score(label, case, experiment.source.class_names, cfg.eval.empty)})
   summarise = functools.partial(metrics.summarise, num_resamples=cfg.eval.num_resamples, seed=cfg.seed)
   foreground = experiment.source.class_names[1:]
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +73,19 @@ class Experiment:
   @functools.cached_property
   def predictors(self) -> dict[str, SlidingWindow | SliceWise | WholeVolume]:
     """Whole-scan predictors, called as `(state, image)`; the first is what the paper evaluates."""
-    named = {"student": self.method.predict, **self.method.predict_also}
+    return self._on_whole_scans({"student": self.method.predict, **self.method.predict_also})
+
+  @functools.cached_property
+  def stage_predictors(self) -> dict[str, SlidingWindow | SliceWise | WholeVolume]:
+    """Whole-scan predictors of the method's pseudo-labels, one a stage that it names; empty when it has none."""
+    if self.method.pseudo_labels is None:
+      return {}
+    of = self.method.pseudo_labels
+    stages: list[str] = []  # in the method's order, which a pytree forgets
+    jax.eval_shape(lambda state, image: stages.extend(of(state, image)), self.abstract_state, self.batch_spec["unlabelled"]["image"])
+    return self._on_whole_scans({stage: lambda state, image, stage=stage: of(state, image)[stage][0] for stage in stages})
+
+  def _on_whole_scans(self, named: Mapping[str, Callable[..., Any]]) -> dict[str, SlidingWindow | SliceWise | WholeVolume]:
     return {name: whole_scan(predict, self.cfg.data.patch, self.cfg.eval) for name, predict in named.items()}
 
   @functools.cached_property

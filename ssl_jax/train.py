@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
 from ssl_jax import data
 from ssl_jax.core import sharding
@@ -17,6 +18,7 @@ from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
 from ssl_jax.experiment import Experiment, record, run_key
+from ssl_jax.report.figures import overlay_pixels
 from ssl_jax.types import InputError, Metrics, TrainState
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the run again
@@ -167,8 +169,12 @@ def _fetch(pending: list[Metrics], last_step: int) -> dict[str, float]:
 
 
 def _validate(experiment: Experiment, state: TrainState, step: int, writer: Writer) -> dict[str, Any]:
-  """Evaluates during training; returns the headline predictor's mean metrics."""
-  results = evaluate(experiment, state)
+  """Evaluates during training, with a picture of the first scan; returns the headline predictor's mean metrics."""
+
+  def watch(case: data.Case, prediction: np.ndarray) -> None:
+    writer.image(step, f"evaluation/{case.name}", overlay_pixels(case.image, case.label, prediction))
+
+  results = evaluate(experiment, state, watch)
   headline, *others = results.values()
   means_of = lambda r: {k: v["mean"] for k, v in r["summary"].items() if isinstance(v, Mapping) and math.isfinite(v["mean"])}
   means = means_of(headline)

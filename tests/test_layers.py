@@ -23,7 +23,7 @@ ALLOWED = {
   "interop": {"types", "networks"},
   "report": {"types", "config", "metrics", "experiment"},
   "experiment": {"types", "config", "core", "networks", "data", "methods", "inference"},
-  "train": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment", "evaluate"},
+  "train": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment", "evaluate", "report"},
   "evaluate": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment"},
   "segment": {"types", "data"},
   "predict": {"types", "data", "experiment", "segment"},

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,12 +12,14 @@ import time
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from ssl_jax import experiment as experiment_module
 from ssl_jax import train as train_module
 from ssl_jax.config import to_json
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import open_experiment, restore
+from ssl_jax.report import __main__ as report
 from ssl_jax.train import TrainingDiverged, compile_step, train
 from ssl_jax.types import Config, InputError
 from tests.helpers import ROOT, command, tiny_config, with_train
@@ -35,6 +38,16 @@ def lines(workdir):
 def stand_in_networks(monkeypatch):
   """Networks that compile in a second; whole ones take part where a test does not ask for these."""
   monkeypatch.setattr(experiment_module, "Networks", lambda cfg, num_classes: small_networks())
+
+
+def events(folder):
+  """TensorBoard's: each a length, its checksum, that many bytes, their checksum."""
+  (file,) = folder.glob("events.*")
+  content, at = file.read_bytes(), 0
+  while at < len(content):
+    (length,) = struct.unpack_from("<Q", content, at)
+    yield event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+    at += 16 + length
 
 
 @pytest.mark.parametrize("method", ["supervised", "crln"])
@@ -142,6 +155,10 @@ def test_evaluation_writes_tables_and_the_run_its_record(tmp_path, stand_in_netw
   validated = [line for line in lines(tmp_path) if "student/dice" in line]
   assert [line["step"] for line in validated] == [3, 6]
   assert {"teacher/dice", "pseudo_before/dice_all", "pseudo_after/share_reliable"} <= set(validated[0])
+  pictures = [event for event in events(tmp_path / "tensorboard") if any(v.HasField("image") for v in event.summary.value)]
+  assert [event.step for event in pictures] == [3, 6] and pictures[0].summary.value[0].tag == "evaluation/phantom_test_000"
+  assert report.main(["confidence", str(tmp_path), "--format=svg"]) == 0
+  assert "Before" in (tmp_path / "confidence_phantom_test_000.svg").read_text()
   best = dataclasses.replace(experiment.cfg, eval=dataclasses.replace(experiment.cfg.eval, select="best"))
   assert int(restore(open_experiment(best), tmp_path).step) in (3, 6)
 

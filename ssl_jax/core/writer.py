@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 
@@ -34,6 +35,11 @@ class Writer:
     for name, value in values.items():
       if isinstance(value, int | float):
         self._events.add_scalar(name, value, step)
+
+  def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+    """Writes a picture, u8[height, width, 3], to TensorBoard."""
+    if self._on:
+      self._events.add_image(name, pixels, step, dataformats="HWC")
 
   def progress(self, step: int, loss: float) -> None:
     """Moves the progress bar to `step`."""

@@ -3,31 +3,23 @@
 `python -m ssl_jax.report RUN_DIR... [--spread=auto|cases|seeds|bootstrap|interval] [--published=own|all|none] [--dataset=NAME]` prints one
 table of many runs, `python -m ssl_jax.report compare RUN_A RUN_B [--predictor=student]` compares two case by case; both take
 `[--unit=voxels|mm] [--format=markdown|csv|latex] [--output=FILE]`.
-`python -m ssl_jax.report overlay RUN_DIR [--cases=2] [--output=DIR]` draws labels and predictions on slices of the evaluation scans.
+`python -m ssl_jax.report FIGURE RUN_DIR... [--output=DIR] [--format=png|svg]` draws one: see `ssl_jax.report.draw`, or `FIGURE --help`.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import numpy as np
-
+from ssl_jax.report.arguments import Parser
 from ssl_jax.report.compare import choose, comparison
-from ssl_jax.report.figures import overlay
+from ssl_jax.report.draw import FIGURES, draw
 from ssl_jax.report.published import DATASETS
 from ssl_jax.report.render import FORMATS, Table, render
 from ssl_jax.report.results import HEADLINE, load_results
 from ssl_jax.report.tables import PUBLISHED_ROWS, SPREADS, UNITS, result_tables
-from ssl_jax.types import InputError, write_whole
-
-
-class Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line, as all errors here are said."""
-
-  def error(self, message: str) -> NoReturn:  # noqa: D102
-    raise InputError(f"{message}; see {self.prog} --help")
+from ssl_jax.types import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,41 +88,15 @@ def _put(tables: Sequence[Table], options: argparse.Namespace) -> None:
     write_whole(options.output, text + "\n")
 
 
-def _draw(arguments: Sequence[str]) -> None:
-  parser = Parser(prog="python -m ssl_jax.report overlay", description="Image, label and prediction side by side, as PNG.")
-  parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="folder of a trained run")
-  parser.add_argument("--cases", type=int, default=2, help="how many evaluation scans, the first of the list")
-  parser.add_argument("--output", type=Path, help="folder for overlay_<case>.png; default: RUN_DIR")
-  options = parser.parse_args(arguments)
-  for file in draw_overlays(options.folder, options.cases, options.output or options.folder):
+def _draw(figure: str, arguments: Sequence[str]) -> None:
+  for file in draw([figure, *arguments]):
     print(file)
-
-
-def draw_overlays(folder: Path, cases: int, output: Path) -> list[Path]:
-  """Predicts the first evaluation scans of a run with what its paper evaluates and draws them; returns the files.
-
-  Raises:
-    InputError: the folder holds no trained run, or its data are not there.
-  """
-  from ssl_jax import config  # tables need neither JAX nor data
-  from ssl_jax.experiment import open_experiment, restore
-
-  if not (folder / "config.json").is_file():
-    raise InputError(f"{folder}: no config.json, so no run; name the --workdir of one")
-  experiment = open_experiment(config.from_json(folder / "config.json"))
-  state, predict = restore(experiment, folder), next(iter(experiment.predictors.values()))
-  files = []
-  for name in experiment.split.evaluation[:cases]:
-    case = experiment.source.load(name)
-    prediction = np.argmax(np.asarray(predict(state, case.image)), axis=-1)
-    files.append(overlay(case.image, case.label, prediction, output / f"overlay_{name.replace('/', '_')}.png"))
-  return files
 
 
 # First argument -> what runs the others; without one of these, a table of runs.
 SUBCOMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
   "compare": _compare,
-  "overlay": _draw,
+  **{figure: functools.partial(_draw, figure) for figure in FIGURES},
 }
 
 

@@ -1,4 +1,4 @@
-"""PNG figures of 2D slices: contours of labels and predictions on grey images. Rows run along an image's first axis."""
+"""Pictures of 2D slices without axes or text: contours of labels and predictions on grey images. Rows run along an image's first axis."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,18 +28,17 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, file: Path, columns: i
   return _write_png(_grid([_panel(image, label, side) for image, label in zip(images, labels, strict=True)], columns), file)
 
 
-def overlay(image: np.ndarray, label: np.ndarray | None, prediction: np.ndarray, file: Path, side: int = 224) -> Path:
-  """Writes one row a slice: the image, the image with the label's contours (when there is a label), and with the prediction's.
+def overlay_pixels(image: np.ndarray, label: np.ndarray | None, prediction: np.ndarray, side: int = 224) -> np.ndarray:
+  """Returns one row a slice: the image, the image with the label's contours (when there is a label), and with the prediction's.
 
   Of a volume three slices along the last axis are shown, at a quarter, half and three quarters of those that hold some foreground.
 
   Args:
     image: f32[X, Y, channels] or f32[X, Y, Z, channels].
     label, prediction: integer[X, Y] or integer[X, Y, Z].
-    file: the PNG.
     side: longest side of a panel in pixels.
 
-  Returns: `file`.
+  Returns: u8[height, width, 3].
 
   Raises: ValueError when the shapes differ.
   """
@@ -51,7 +50,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, prediction: np.ndarray,
   for at in slices:
     grey = image[..., 0][at][..., None]
     panels += [_panel(grey, each, side) for each in (None, *(each[at] for each in maps))]
-  return _write_png(_grid(panels, columns=1 + len(maps)), file)
+  return _grid(panels, columns=1 + len(maps))
 
 
 def representative_slices(label: np.ndarray) -> list[int]:
