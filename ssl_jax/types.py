@@ -37,6 +37,8 @@ def write_whole(file: Path, text: str) -> None:
   Raises:
     InputError: the place cannot be written.
   """
+  if file.is_dir():
+    raise InputError(f"{file}: cannot be written (a folder of this name exists); name a file")
   partial = file.with_name(f".{file.name}.partial")
   try:
     partial.write_text(text, encoding="utf-8", newline="")

@@ -148,6 +148,8 @@ def test_evaluation_writes_tables_and_the_run_its_record(tmp_path, stand_in_netw
   write_results(results, tmp_path)
   assert list(results) == ["student", "teacher"]
   saved = json.loads((tmp_path / "results_student.json").read_text())
+  assert saved["data"] == {"dataset": "phantom", "num_labelled": 2, "downsample": 1, "test_list": "test.list"}
+  assert (saved["select"], saved["checkpoint"], saved["empty_policy"]) == ("last", "last", "published")
   assert len(saved["cases"]) == 2 and {"dice", "jaccard", "hd95", "asd", "hd95_mm"} <= set(saved["cases"][0])
   assert (tmp_path / "results_teacher.csv").read_text().startswith("case,dice")
   record = json.loads((tmp_path / "run.json").read_text())
@@ -161,6 +163,18 @@ def test_evaluation_writes_tables_and_the_run_its_record(tmp_path, stand_in_netw
   assert "Before" in (tmp_path / "confidence_phantom_test_000.svg").read_text()
   best = dataclasses.replace(experiment.cfg, eval=dataclasses.replace(experiment.cfg.eval, select="best"))
   assert int(restore(open_experiment(best), tmp_path).step) in (3, 6)
+
+
+def test_the_published_checkpoint_is_the_one_the_method_names():
+  def opened(method, select, every):
+    cfg = with_train(tiny_config(method), eval_every_steps=every)
+    return open_experiment(dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, select=select)))
+
+  assert opened("supervised", "published", 0).select == "last"
+  assert opened("cml", "published", 3).select == opened("supervised", "best", 6).select == "best"
+  for method, select, every in (("cml", "published", 0), ("supervised", "best", 7)):
+    with pytest.raises(InputError, match=r"config\.eval\.select"):
+      opened(method, select, every)
 
 
 def test_more_phases_than_one_run_in_order(tmp_path):

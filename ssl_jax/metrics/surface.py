@@ -69,8 +69,17 @@ def _surfaces(pred: np.ndarray, label: np.ndarray, spacing: Sequence[float] | No
   if not (pred.any() and label.any()):
     raise ValueError("surface distances need foreground in both masks; case_metrics() has the policies for empty ones")
   # Nothing outside the union's box is a surface voxel; the voxel of padding keeps the box's faces background.
-  box = ndimage.find_objects((pred | label).view(np.uint8))[0]
+  box = _box(pred | label)
   return _surface(np.pad(pred[box], 1)), _surface(np.pad(label[box], 1))
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+  """The smallest box that holds the foreground; each axis is searched only where the ones before it have some."""
+  box: tuple[slice, ...] = ()
+  for axis in range(mask.ndim):
+    filled = np.flatnonzero(mask[box].any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+    box = (*box, slice(int(filled[0]), int(filled[-1]) + 1))
+  return box
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
