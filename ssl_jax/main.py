@@ -143,7 +143,8 @@ def flag_errors(argv: list[str]) -> Iterator[None]:
     close = re.search(r'Did you mean "(\w+)"', str(error))
     raise InputError(f"{key}: no such key; " + (f"did you mean {close[1]!r}?" if close else "see the configuration file")) from error
   except (OSError, ImportError, SyntaxError, TypeError, ValueError, flags.Error) as error:
-    raise InputError(" ".join(str(error).split())) from error
+    message = str(error).rpartition("InputError: ")[2]  # what a configuration file raises comes with its whole traceback
+    raise InputError(" ".join(message.split())) from error
 
 
 def _parse_flags(argv: list[str]) -> None:
@@ -157,6 +158,12 @@ def use_compile_cache() -> None:
   """Keeps compiled programs in the user's cache, so that the next start of the same run is quick."""
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ssl_jax/compiled").expanduser()))
+
+
+def _name(config_file: str) -> str:
+  """`configs/own_data.py:crln,small` -> `own_data_crln_small`."""
+  file, _, choice = config_file.partition(":")
+  return "_".join([Path(file).stem, *re.findall(r"\w+", choice)])
 
 
 def compile_apart(argv: list[str], cfg: Config) -> None:
@@ -175,7 +182,7 @@ def main(argv: list[str]) -> int:
     _parse_flags(with_recorded_config(argv))
     use_compile_cache()
     cfg = _load_config()
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    name = _name(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}")
     if _MODE.value in ("predict", "export"):
       use(cfg, workdir)

@@ -118,8 +118,8 @@ class DataConfig:
   source: str = "msd"
   root: str = ""
   split: str = "dev"  # dev: hold out the last `num_holdout` of the training list | official: train.list against test.list
-  num_labelled: int = 8
-  num_holdout: int = 16
+  num_labelled: int = 8  # -1: all that have a label and are not held out
+  num_holdout: int = 16  # -1: a fifth of those that have a label, at least one
   train_list: str = "train.list"
   test_list: str = "test.list"
   patch: tuple[int, ...] = (112, 112, 80)  # voxels; two sides train a 2D network

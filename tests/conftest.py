@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 _CACHE = tempfile.mkdtemp(prefix="ssl_jax_tests_")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
@@ -13,3 +15,14 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory):
+  """A folder as a user brings it: seven scans of two channels and three classes, two of them without a label."""
+  from tests.helpers import write_msd
+
+  root = write_msd(tmp_path_factory.mktemp("own"), {name: (36, 33, 18) for name in "abcdefg"}, channels=2, classes=3)
+  for name in "bg":
+    (root / "labelsTr" / f"{name}.nii.gz").unlink()
+  return root

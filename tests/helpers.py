@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from configs import common
+from configs import common, own_data
 from ssl_jax import config, methods
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.experiment import open_experiment, record, run_key
@@ -48,6 +48,19 @@ def _on_slices(cfg) -> None:
   cfg.data.num_labelled = 1
   cfg.data.synthesis.per_background = 1
   cfg.train.batch_synthetic = 2
+
+
+def own_config(choice: str, root: Path) -> Config:
+  """`configs/own_data.py` on the folder `root`, on crops or slices of 16 voxels a side."""
+  raw = own_data.get_config(choice)
+  raw.data.root = str(root)
+  raw.data.downsample = 1
+  raw.data.patch = (16,) * len(raw.data.patch)
+  raw.data.synthesis.per_background = min(raw.data.synthesis.per_background, 1)
+  for stream in ("labelled", "unlabelled", "synthetic"):
+    raw.train[f"batch_{stream}"] = min(raw.train[f"batch_{stream}"], 2)
+  raw.eval.stride = (8,) * len(raw.eval.stride)
+  return config.check(config.parse(Config, raw.to_dict()))
 
 
 def phases(method: str) -> tuple[str, ...]:
@@ -92,17 +105,21 @@ def command(*arguments: str, env: dict[str, str] | None = None, **options) -> su
   )
 
 
-def write_msd(root: Path, cases: dict[str, tuple[int, ...]], channels: int = 1, classes: int = 2) -> Path:
+def write_msd(
+  root: Path, cases: dict[str, tuple[int, ...]], channels: int = 1, classes: int = 2, spacing: tuple[float, ...] = (1.5, 1.5, 8.0)
+) -> Path:
   """Writes random volumes with every class, `case -> sides`, as a folder of the Medical Segmentation Decathlon; classes are bright."""
-  rng = np.random.default_rng(0)
+  rng, affine = np.random.default_rng(0), np.diag([*spacing, *[1.0] * (4 - len(spacing))])
   for folder in ("imagesTr", "labelsTr"):
     (root / folder).mkdir(parents=True, exist_ok=True)
   for name, sides in cases.items():
-    label = ndimage.zoom(rng.integers(0, classes, (3, 3, 2)), np.array(sides) / (3, 3, 2), order=0).astype(np.uint8)
-    label[:classes, 0, 0] = range(classes)
+    blocks = (3, 3, 2)[: len(sides)]
+    label = ndimage.zoom(rng.integers(0, classes, blocks), np.array(sides) / blocks, order=0).astype(np.uint8)
+    label[(slice(classes), *[0] * (len(sides) - 1))] = range(classes)
     image = label[..., None] + rng.normal(scale=0.3, size=(*sides, channels))
-    nib.save(nib.Nifti1Image(image.astype(np.float32), np.diag([1.5, 1.5, 8.0, 1.0])), root / "imagesTr" / f"{name}.nii.gz")
-    nib.save(nib.Nifti1Image(label, np.diag([1.5, 1.5, 8.0, 1.0])), root / "labelsTr" / f"{name}.nii.gz")
+    image = image if channels > 1 or len(sides) == 3 else image[..., 0]
+    nib.save(nib.Nifti1Image(image.astype(np.float32), affine), root / "imagesTr" / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), root / "labelsTr" / f"{name}.nii.gz")
   names = ("background", "RV", "MYO", "LV")[:classes]
   description = {
     "channel_names": {str(c): f"c{c}" for c in range(channels)},

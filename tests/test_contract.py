@@ -17,22 +17,22 @@ from ssl_jax.core import optim
 from ssl_jax.experiment import open_experiment, with_synthetic
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, Task
-from tests.helpers import ROOT, tiny_config
+from tests.helpers import ROOT, own_config, tiny_config
 from tests.methods.common import slice_networks, small_networks
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
 SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
 
 
-def stand_ins(cfg):
+def stand_ins(cfg, num_classes=2):
   """Whole networks take part in the tests of the loop."""
-  return small_networks() if len(cfg.data.patch) == 3 else slice_networks()
+  return small_networks(num_classes) if len(cfg.data.patch) == 3 else slice_networks(num_classes)
 
 
-def build(cfg, networks=None):
+def build(cfg, networks=None, num_labelled=2):
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"})
-  return module.build(options, networks or Networks(cfg.network, 2), optim.build(cfg.optim, 10), Task(cfg.data.num_labelled, 10))
+  return module.build(options, networks or Networks(cfg.network, 2), optim.build(cfg.optim, 10), Task(num_labelled, 10))
 
 
 def spec(cfg, channels=1):
@@ -66,23 +66,26 @@ def test_config_builds_and_its_steps_keep_the_state(name):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_a_step_is_finite_deterministic_and_learns(name, tmp_path):
-  cfg = tiny_config(name)
+def test_two_steps_on_an_own_folder_are_finite_deterministic_and_learn(name, own_folder, tmp_path):
+  """Two channels, three classes, cases without a label."""
+  cfg = own_config(name, own_folder)
   experiment = with_synthetic(open_experiment(cfg), tmp_path, lambda *_: None)
   sizes = {f"batch_{stream}": getattr(cfg.train, f"batch_{stream}") for stream in ("labelled", "unlabelled", "synthetic")}
-  where = {"seed": 0, "start_step": 0, "num_steps": 1, "synthetic": experiment.synthetic}
-  batch = next(data.batches(cfg.data, experiment.source, experiment.split, **sizes, **where))
-  method = build(cfg, stand_ins(cfg))
+  where = {"seed": 0, "start_step": 0, "num_steps": 2, "num_threads": 0, "synthetic": experiment.synthetic}
+  batch, following = data.batches(cfg.data, experiment.source, experiment.split, **sizes, **where)
+  method = build(cfg, stand_ins(cfg, experiment.source.num_classes), len(experiment.split.labelled))
   state = jax.jit(method.init)(jax.random.key(0), batch)
   for step in method.steps.values():
     step = jax.jit(step)
     new, metrics = step(state, batch, jax.random.key(1))
     again, _ = step(state, batch, jax.random.key(1))
-    assert all(np.isfinite(v) for v in metrics.values())
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), new, again)))
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new.students, state.students)))
-    assert int(new.step) == 1
-  probabilities = method.predict(new, batch["labelled"]["image"])
+    second, metrics_of_second = step(new, following, jax.random.key(1))
+    assert all(np.isfinite(v) for v in (*metrics.values(), *metrics_of_second.values()))
+    assert (int(new.step), int(second.step)) == (1, 2)
+  probabilities = method.predict(second, batch["labelled"]["image"])
+  assert probabilities.shape[-1] == 3
   np.testing.assert_allclose(np.sum(probabilities, -1), 1.0, atol=1e-5)
 
 

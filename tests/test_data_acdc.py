@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import __main__ as command_line
-from ssl_jax.data import check_predictable, import_acdc, make_split, open_source
+from ssl_jax.data import check_predictable, make_split, open_source, prepare_acdc
 from ssl_jax.data.slices import SliceSource
 from ssl_jax.types import DataConfig, InputError
 from tests.test_data_pancreas import truncate, write_h5, write_nifti
@@ -169,7 +169,7 @@ def test_a_label_that_lies_elsewhere(tmp_path):
 def test_import_round_trip(raw, tmp_path, capsys):
   out = tmp_path / "out"
   write_lists(raw, **PUBLISHED)
-  assert command_line.main(["import-acdc", str(raw), str(out)]) == 0
+  assert command_line.main(["prepare", "acdc", str(raw), str(out)]) == 0
   assert "6 cases written" in capsys.readouterr().out
   assert sorted(file.name for file in out.iterdir()) == ["data", "test.list", "train.list", "train_slices.list", "val.list"]
   slice_names = tuple(f"patient090_frame0{f}_slice_{k}" for f in (1, 2) for k in range(1, 5))
@@ -200,12 +200,12 @@ def test_import_round_trip(raw, tmp_path, capsys):
 
 
 def test_import_without_lists_keeps_the_challenge_s_test_patients(raw, tmp_path):
-  names = import_acdc(raw, tmp_path / "out")
+  names = prepare_acdc(raw, tmp_path / "out")
   source = open_source(config(tmp_path / "out", "h5"))
   assert source.names == names and source.test_names == ("patient101_frame01", "patient101_frame09")
   write_lists(raw, val="patient009_frame01")
   with pytest.raises(InputError, match=r"val\.list: 'patient009_frame01' has no data"):
-    import_acdc(raw, tmp_path / "out")
+    prepare_acdc(raw, tmp_path / "out")
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_wrong_slice_files(prepared):
   for given, message in (
     ((image[None], label[None]), r"image shape \(1, 7, 6\) is not 2D; save one slice"),
     ((image, label[1:]), r"label shape \(6, 6\) differs"),
-    ((image, label + 3), "label value [456] is unknown, known values: 0, 1, 2, 3"),
+    ((image, label + 3), "label values? [456, ]+ (is|are) unknown, known values: 0, 1, 2, 3"),
     ((image * np.nan, label), "42 of 42 voxels are NaN"),
   ):
     write_h5(file, *given)
@@ -298,11 +298,11 @@ def test_wrong_slice_files(prepared):
 
 
 def test_check_and_missing_folders(raw, tmp_path, capsys):
-  import_acdc(raw, tmp_path / "out")
+  prepare_acdc(raw, tmp_path / "out")
   for kind, root in (("nifti", raw), ("h5", tmp_path / "out")):
     assert command_line.main(["check", str(root)]) == 0
     printed = capsys.readouterr().out
-    assert f"source 'acdc_{kind}'" in printed and "6 labelled, 0 unlabelled, 0 with problems" in printed
+    assert f"data.source=acdc_{kind})" in printed and "6 labelled, 0 unlabelled, 0 unreadable" in printed
   for kind, holds in (("nifti", "patientXXX/patientXXX_frameYY.nii.gz"), ("h5", "data/<case>.h5")):
     (tmp_path / "empty").mkdir(exist_ok=True)
     for root, problem in ((tmp_path / "nowhere", "is no folder: "), (tmp_path / "empty", f"holds no {holds}: ")):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import __main__ as command_line
-from ssl_jax.data import import_brats, import_pancreas, make_split, open_source
+from ssl_jax.data import make_split, open_source, prepare_brats, prepare_pancreas
 from ssl_jax.data.brats import normalise_brain
 from ssl_jax.evaluate import evaluate
 from ssl_jax.experiment import open_experiment
@@ -95,7 +95,7 @@ def test_folders_of_both_grades_and_endings(tmp_path):
 def test_lists(tmp_path, kind):
   for name in "edcba":
     write_case(tmp_path, name)
-  import_brats(tmp_path, tmp_path)
+  prepare_brats(tmp_path, tmp_path)
   assert open_source(config(tmp_path, kind)).train_names == tuple("abcde")
   (tmp_path / "test.list").write_text("c\n")  # the other sources' spelling, where the benchmark's own is missing
   assert open_source(config(tmp_path, kind)).test_names == ("c",)
@@ -146,7 +146,7 @@ def test_import_writes_what_the_nifti_source_reads(tmp_path):
     write_case(raw, name, seed, with_label=name != "b")
   for file, names in (("train.txt", "cb"), ("val.txt", "a"), ("test.txt", "a")):
     (raw / file).write_text("\n".join(names))
-  assert command_line.main(["import-brats", str(raw), str(out)]) == 0
+  assert command_line.main(["prepare", "brats", str(raw), str(out)]) == 0
   assert sorted(path.name for path in out.iterdir()) == ["data", "test.txt", "train.txt", "val.txt"]
   assert sorted(path.name for path in (out / "data").iterdir()) == ["a.h5", "b.h5", "c.h5"]
   h5, nifti = open_source(config(out, "h5")), open_source(config(raw))
@@ -162,18 +162,19 @@ def test_import_writes_what_the_nifti_source_reads(tmp_path):
 def test_check_finds_the_layouts(tmp_path, capsys):
   write_case(tmp_path / "nifti", "a")
   write_case(tmp_path / "nifti", "b", with_label=False)
-  import_brats(tmp_path / "nifti", tmp_path / "h5")
+  prepare_brats(tmp_path / "nifti", tmp_path / "h5")
   for kind in ("nifti", "h5"):
-    assert command_line.main(["check", str(tmp_path / kind)]) == 0
+    assert command_line.main(["check", str(tmp_path / kind)]) == 1  # both cases are the same scan
     printed = capsys.readouterr().out
-    assert f"source 'brats_{kind}'" in printed and "1 labelled, 1 unlabelled, 0 with problems" in printed
-    assert "shape (8, 9, 7), spacing (1.0, 1.0, 1.0) mm, voxels per class [492, 12]" in printed
+    assert f"data.source=brats_{kind})" in printed and "1 labelled, 1 unlabelled, 0 unreadable" in printed
+    assert "shape (8, 9, 7), spacing (1.0, 1.0, 1.0) mm, RAS, voxels per class [492, 12]" in printed
+    assert "PROBLEM b: the same voxels as a" in printed and "1 problem(s)" in printed
   write_nifti(tmp_path / "nifti" / "HGG" / "a" / "a_seg.nii.gz", scan()[1] * 0, AFFINE)
   assert command_line.main(["check", str(tmp_path / "nifti")]) == 1
-  assert "PROBLEM a: " in capsys.readouterr().out
+  assert "a_seg.nii.gz: the label marks no voxel" in capsys.readouterr().out
   (tmp_path / "nifti" / "dataset.json").write_text("{}")  # says itself what it is
   assert command_line.main(["check", str(tmp_path / "nifti")]) == 2
-  assert "dataset.json" in capsys.readouterr().out
+  assert "dataset.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_check_finds_the_layouts(tmp_path, capsys):
   [
     ("brats_h5", "data/<case>.h5", "SSL4MIS"),
     ("brats_nifti", "<HGG|LGG>/<case>/<case>_flair.nii.gz", "SSL4MIS"),
-    ("pancreas_h5", "Pancreas_h5/<case>_norm.h5", "import-pancreas"),
+    ("pancreas_h5", "Pancreas_h5/<case>_norm.h5", "prepare pancreas"),
     ("pancreas_nifti", "imageXXXX.nii.gz", "cancerimagingarchive"),
   ],
 )
@@ -193,7 +194,7 @@ def test_missing_and_empty_folder(tmp_path, kind, holds, where):
     assert where in str(caught.value) and "--config.data.root=FOLDER" in str(caught.value)
 
 
-@pytest.mark.parametrize("run", [import_brats, import_pancreas])
+@pytest.mark.parametrize("run", [prepare_brats, prepare_pancreas])
 def test_import_of_an_empty_folder(tmp_path, run):
   with pytest.raises(InputError, match="holds no"):
     run(tmp_path, tmp_path / "out")

@@ -10,7 +10,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ssl_jax.data import __main__ as command_line
-from ssl_jax.data import import_pancreas, make_split, open_source
+from ssl_jax.data import make_split, open_source, prepare_pancreas
 from ssl_jax.data.pancreas import DUPLICATES, PUBLISHED_TEST, PUBLISHED_TRAIN, crop_box, published_split
 from ssl_jax.data.preprocess import resample
 from ssl_jax.types import DataConfig, InputError
@@ -204,7 +204,7 @@ def test_import_writes_what_the_nifti_source_reads(tmp_path):
   (tmp_path / "nifti" / "train.list").write_text("image0002\nimage0070\nimage0001\n")
   (tmp_path / "nifti" / "test.list").write_text("image0025\n")
   nifti = open_source(cfg)
-  assert import_pancreas(tmp_path / "nifti", tmp_path / "all") == ("image0001", "image0002", "image0025", "image0070")
+  assert prepare_pancreas(tmp_path / "nifti", tmp_path / "all") == ("image0001", "image0002", "image0025", "image0070")
   h5 = open_source(DataConfig(source="pancreas_h5", root=str(tmp_path / "all")))
   assert (
     (h5.train_names, h5.test_names) == (nifti.train_names, nifti.test_names) == (("image0002", "image0070", "image0001"), ("image0025",))
@@ -214,14 +214,14 @@ def test_import_writes_what_the_nifti_source_reads(tmp_path):
     np.testing.assert_array_equal(ours.image, theirs.image)
     np.testing.assert_allclose(ours.affine, theirs.affine)
     np.testing.assert_array_equal(ours.label, theirs.label)
-  assert import_pancreas(tmp_path / "nifti", tmp_path / "unique", exclude_duplicates=True) == ("image0001", "image0002")
+  assert prepare_pancreas(tmp_path / "nifti", tmp_path / "unique", exclude_duplicates=True) == ("image0001", "image0002")
   unique = open_source(DataConfig(source="pancreas_h5", root=str(tmp_path / "unique")))
   assert (unique.train_names, unique.test_names) == (("image0002", "image0001"), ())
 
 
 def test_import_of_the_whole_set_writes_the_published_lists(tmp_path):
   write_cases(tmp_path / "nifti", range(1, 83))
-  assert command_line.main(["import-pancreas", str(tmp_path / "nifti"), str(tmp_path / "h5")]) == 0
+  assert command_line.main(["prepare", "pancreas", str(tmp_path / "nifti"), str(tmp_path / "h5")]) == 0
   assert (tmp_path / "h5" / "train.list").read_text().split() == list(PUBLISHED_TRAIN)
   assert (tmp_path / "h5" / "test.list").read_text().split() == list(PUBLISHED_TEST)
   nifti = open_source(DataConfig(source="pancreas_nifti", root=str(tmp_path / "nifti")))
@@ -234,19 +234,19 @@ def test_import_of_the_whole_set_writes_the_published_lists(tmp_path):
 
 def test_check_finds_the_layouts(tmp_path, capsys):
   write_cases(tmp_path / "nifti", (1, 2), unlabelled=(2,))
-  assert command_line.main(["import-pancreas", str(tmp_path / "nifti"), str(tmp_path / "h5"), "--exclude-duplicates"]) == 0
+  assert command_line.main(["prepare", "pancreas", str(tmp_path / "nifti"), str(tmp_path / "h5"), "--exclude-duplicates"]) == 0
   assert not list((tmp_path / "h5").glob("*.list"))  # no published split fits
   capsys.readouterr()
   for kind in ("nifti", "h5"):
     assert command_line.main(["check", str(tmp_path / kind)]) == 0
     printed = capsys.readouterr().out
-    assert f"source 'pancreas_{kind}'" in printed and "1 labelled, 1 unlabelled, 0 with problems" in printed
+    assert f"data.source=pancreas_{kind})" in printed and "1 labelled, 1 unlabelled, 0 unreadable" in printed
 
 
 @pytest.mark.parametrize("kind", ["h5", "nifti"])
 def test_lists_that_do_not_fit(tmp_path, kind):
   cfg = write_cases(tmp_path, (1, 2), unlabelled=(2,))
-  import_pancreas(tmp_path, tmp_path)
+  prepare_pancreas(tmp_path, tmp_path)
   cfg = dataclasses.replace(cfg, source=f"pancreas_{kind}", split="official")
   (tmp_path / "train.list").write_text("image0001\nimage0083\n")
   with pytest.raises(InputError, match=r"train\.list: 1 of 2 entries have no data .* first 'image0083'"):

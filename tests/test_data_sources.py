@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ssl_jax.data import Case, import_la, make_split, open_source
+from ssl_jax.data import Case, make_split, open_source, prepare_la
 from ssl_jax.data import __main__ as command_line
 from ssl_jax.data.la import crop_box
 from ssl_jax.data.preprocess import downsample_case, zscore_case
@@ -182,7 +182,7 @@ def test_wrong_lists(tmp_path):
 
 @pytest.mark.parametrize(
   ("source", "words"),
-  [("msd", "medicaldecathlon"), ("la_h5", "import-la"), ("la_nrrd", "atriaseg2018")],
+  [("msd", "medicaldecathlon"), ("la_h5", "prepare la"), ("la_nrrd", "atriaseg2018")],
 )
 def test_missing_root_says_what_it_is_and_where_it_is_had(tmp_path, source, words):
   for root, problem in ((str(tmp_path / "nowhere"), "is no folder"), ("", "is not set")):
@@ -282,12 +282,22 @@ def test_dev_split_and_its_errors(tmp_path):
     ({"num_labelled": 0}, "num_labelled=0 must be at least 1"),
     ({"num_labelled": 4}, "num_labelled=4 is more than the 3 training cases"),
     ({"num_holdout": 4}, "num_holdout=4 must be at least 0 and below the 4"),
-    ({"num_holdout": -1}, "num_holdout=-1"),
+    ({"num_holdout": -2}, "num_holdout=-2"),
     ({"split": "offical"}, r"data\.split='offical' is unknown.*did you mean 'official'"),
     ({"split": "official"}, r"needs test cases: test\.list"),
   ):
     with pytest.raises(InputError, match=message):
       make_split(dataclasses.replace(cfg, **change), source)
+
+
+def test_all_labels_but_a_fifth_held_out(tmp_path):
+  cfg = dataclasses.replace(write_folder(tmp_path, tuple("abcdefghijkl"), unlabelled=("c", "l")), num_labelled=-1, num_holdout=-1)
+  split = make_split(cfg, open_source(cfg))
+  assert (split.labelled, split.unlabelled, split.evaluation) == (tuple("abdefghi"), ("c", "l"), ("j", "k"))
+  for names, unlabelled, message in (("ab", "a", "only 1 training case has a label"), ("a", "a", "no training case has a label")):
+    cfg = dataclasses.replace(cfg, root=write_folder(tmp_path / message[:2], tuple(names), tuple(unlabelled)).root)
+    with pytest.raises(InputError, match=message):
+      make_split(cfg, open_source(cfg))
 
 
 def test_official_test_case_without_a_label(tmp_path):
@@ -411,7 +421,7 @@ def test_raw_la_preprocessing_and_import(tmp_path):
   assert all(112 + 18 <= side <= 112 + 40 for side in case.label.shape[:2])
   assert source.load("bare").label is None and source.load("bare").image.shape == (190, 180, 12, 1)
 
-  assert import_la(raw, out) == ("bare", "one", "two")
+  assert prepare_la(raw, out) == ("bare", "one", "two")
   imported = open_source(DataConfig(source="la_h5", root=str(out)))
   assert imported.train_names == ("two", "one", "bare")
   for name in imported.names:
@@ -419,7 +429,7 @@ def test_raw_la_preprocessing_and_import(tmp_path):
     np.testing.assert_array_equal(ours.image, theirs.image)
     np.testing.assert_allclose(ours.affine, theirs.affine)
     assert (ours.label is None) == (theirs.label is None)
-  import_la(raw, tmp_path / "again", seed=5)
+  prepare_la(raw, tmp_path / "again", seed=5)
   other = open_source(DataConfig(source="la_h5", root=str(tmp_path / "again"))).load("one")
   assert other.image.shape != case.image.shape or not np.array_equal(other.image, case.image)
 
@@ -453,16 +463,16 @@ def test_command_line(tmp_path, capsys):
   write_folder(tmp_path / "msd", unlabelled=("b",))
   assert command_line.main(["check", str(tmp_path / "msd")]) == 0
   printed = capsys.readouterr().out
-  assert "4 training cases" in printed and "3 labelled, 1 unlabelled, 0 with problems" in printed and "(8, 9, 10)" in printed
+  assert "4 training, 0 test; 3 labelled, 1 unlabelled, 0 unreadable" in printed and "(8, 9, 10)" in printed
   write_nifti(tmp_path / "msd" / "labelsTr" / "a.nii.gz", np.full((8, 9, 10), 9, np.uint8))
   assert command_line.main(["check", str(tmp_path / "msd")]) == 1
-  assert "PROBLEM a: " in capsys.readouterr().out
+  assert "PROBLEM " in capsys.readouterr().out
   assert command_line.main(["check", str(tmp_path / "none")]) == 2
-  assert "quickstart" in capsys.readouterr().out
+  assert "quickstart" in capsys.readouterr().err
   write_raw(tmp_path / "raw", "one", 1)
-  assert command_line.main(["import-la", str(tmp_path / "raw"), str(tmp_path / "h5"), "--seed=3"]) == 0
+  assert command_line.main(["prepare", "la", str(tmp_path / "raw"), str(tmp_path / "h5"), "--seed=3"]) == 0
   assert command_line.main(["check", str(tmp_path / "h5")]) == 0
-  assert "source 'la_h5'" in capsys.readouterr().out
+  assert "data.source=la_h5" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (SHARED / "la").is_dir(), reason="the Left Atrium benchmark is not here")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import __main__ as command_line
-from ssl_jax.data import import_synapse, make_split, open_source
+from ssl_jax.data import make_split, open_source, prepare_synapse
 from ssl_jax.data.slices import SliceSource
 from ssl_jax.data.synapse import PUBLISHED_TEST
 from ssl_jax.types import DataConfig, InputError
@@ -100,7 +100,7 @@ def test_wrong_labels(tmp_path, change, message):
 
 def test_import_round_trip(raw, tmp_path, capsys):
   out = tmp_path / "out"
-  assert command_line.main(["import-synapse", str(raw), str(out)]) == 0
+  assert command_line.main(["prepare", "synapse", str(raw), str(out)]) == 0
   assert "4 cases written" in capsys.readouterr().out
   slice_names = tuple(f"case000{c}_slice00{k}" for c in (5, 6) for k in range(3))
   assert sorted(file.stem for file in (out / "train_npz").iterdir()) == list(slice_names)
@@ -128,12 +128,12 @@ def test_import_round_trip(raw, tmp_path, capsys):
   for kind, root, count in (("nifti", raw, 4), ("npz", out, 8)):
     assert command_line.main(["check", str(root)]) == 0
     printed = capsys.readouterr().out
-    assert f"source 'synapse_{kind}'" in printed and f"{count} labelled, 0 unlabelled, 0 with problems" in printed
+    assert f"data.source=synapse_{kind})" in printed and f"{count} labelled, 0 unlabelled, 0 unreadable" in printed
 
 
 def test_import_keeps_cases_without_a_label(tmp_path):
   write_cases(tmp_path / "raw", (5, 6), unlabelled=(6,))
-  import_synapse(tmp_path / "raw", tmp_path / "out")
+  prepare_synapse(tmp_path / "raw", tmp_path / "out")
   source = open_source(config(tmp_path / "out", "npz", num_holdout=0))
   assert source.test_names == () and [source.has_label(name) for name in source.train_names] == [True] * 3 + [False] * 3
   assert source.load("case0006_slice001").label is None and source.load("case0006").label is None

@@ -1,100 +1,84 @@
-"""Command line: `python -m ssl_jax.data check ROOT`, and importers from what the challenges share to the files that methods read.
+"""Command line: what is in a data folder, and from what the challenges share to the files that methods read.
 
 ```
-python -m ssl_jax.data import-la RAW_FOLDER OUT_FOLDER --seed=0
-python -m ssl_jax.data import-pancreas NIFTI_FOLDER OUT_FOLDER --exclude-duplicates
-python -m ssl_jax.data import-brats NIFTI_FOLDER OUT_FOLDER
-python -m ssl_jax.data import-acdc NIFTI_FOLDER OUT_FOLDER
-python -m ssl_jax.data import-synapse NIFTI_FOLDER OUT_FOLDER
+python -m ssl_jax.data check FOLDER --write=configs/mine.py
+python -m ssl_jax.data prepare la RAW_FOLDER OUT_FOLDER --seed=0
+python -m ssl_jax.data prepare pancreas NIFTI_FOLDER OUT_FOLDER --exclude-duplicates
+python -m ssl_jax.data prepare brats NIFTI_FOLDER OUT_FOLDER
+python -m ssl_jax.data prepare acdc NIFTI_FOLDER OUT_FOLDER
+python -m ssl_jax.data prepare synapse NIFTI_FOLDER OUT_FOLDER
 ```
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ssl_jax.data import acdc, brats, la, pancreas, synapse
-from ssl_jax.data.sources import open_source
-from ssl_jax.types import DataConfig, InputError
+from ssl_jax.data.check import examine, summary
+from ssl_jax.data.suggest import describe, write_config
+from ssl_jax.types import InputError
 
-# Source -> glob patterns of which any file shows its layout; the first that fits is taken.
-LAYOUTS = {
-  "la_h5": (la.H5_PATTERN.format("*"),),
-  "la_nrrd": (la.RAW_PATTERN.format("*"),),
-  "pancreas_h5": (pancreas.H5_PATTERN.format("*"),),
-  "acdc_h5": (acdc.H5_PATTERN.format("patient*_frame*"),),
-  "synapse_npz": ("train_npz/*_slice*.npz",),
-  "brats_h5": (brats.H5_PATTERN.format("*"),),
-  "msd": ("dataset.json",),
-  "brats_nifti": tuple(f"{folder}/*_flair.nii*" for folder in brats.NIFTI_FOLDERS),
-  "acdc_nifti": tuple(f"{folder}/patient*_frame*.nii*" for folder in acdc.PATIENTS),
-  "synapse_nifti": tuple(f"{folder}/img[0-9]*.nii*" for folder in synapse.IMAGE_FOLDERS),
-  "pancreas_nifti": tuple(f"{folder}/label[0-9]*.nii*" for folder in pancreas.NIFTI_FOLDERS),
+# Benchmark -> what writes its prepared files, and what it does.
+_PREPARE: dict[str, tuple[Callable[..., tuple[str, ...]], str]] = {
+  "la": (la.prepare_la, "raw Left Atrium challenge files (nrrd) -> the h5 files of UA-MT"),
+  "pancreas": (pancreas.prepare_pancreas, "Pancreas-CT as NIfTI files -> the h5 files of CoraNet and MC-Net"),
+  "brats": (brats.prepare_brats, "BraTS 2019 challenge files -> the h5 files of SSL4MIS, FLAIR and whole tumour"),
+  "acdc": (acdc.prepare_acdc, "ACDC challenge files -> the h5 files of SSL4MIS, volumes and slices"),
+  "synapse": (synapse.prepare_synapse, "Synapse challenge files -> the files of TransUNet, training slices and test volumes"),
 }
 
 
-def check(root: str) -> int:
-  """Reads every case of a data folder, prints what is there, and returns the number of problems.
+def check(root: str, write: str | None = None) -> int:
+  """Reads every case of a data folder, prints what is there and how to train on it, and returns the number of problems.
+
+  Args:
+    root: the folder.
+    write: a configuration file to write with the suggested settings.
 
   Raises:
-    InputError: the folder as a whole cannot be used.
+    InputError: the folder as a whole cannot be used, or the file cannot be written.
   """
-  folder = Path(root).expanduser()
-  kind = next((name for name, patterns in LAYOUTS.items() if any(any(folder.glob(pattern)) for pattern in patterns)), "msd")
-  source = open_source(DataConfig(source=kind, root=root, slices=kind == "synapse_npz"))
-  print(f"{root}: source {kind!r}, {source.channels} channel(s), classes {', '.join(source.class_names)}")
-  print(f"{len(source.train_names)} training cases, {len(source.test_names)} test cases")
-  labelled = problems = 0
-  for name in source.names:
-    try:
-      case = source.load(name)
-    except InputError as error:
-      problems += 1
-      print(f"PROBLEM {name}: {error}")
-      continue
-    labelled += case.label is not None
-    counts = (
-      "no label" if case.label is None else f"voxels per class {np.bincount(case.label.ravel(), minlength=source.num_classes).tolist()}"
-    )
-    spacing = tuple(round(side, 3) for side in case.spacing)
-    print(f"{name}: shape {case.image.shape[:-1]}, spacing {spacing} mm, {counts}")
-  print(f"{labelled} labelled, {len(source.names) - labelled - problems} unlabelled, {problems} with problems")
-  return problems
+  findings = examine(root, show=print)
+  print(f"\n{summary(findings)}\n\n{describe(findings)}")
+  if write:
+    write_config(findings, Path(write))
+    print(f"\nwritten: {write}")
+  return len(findings.problems)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="python -m ssl_jax.data", description="Inspect and prepare data folders.")
+  commands = parser.add_subparsers(dest="command", required=True)
+  checker = commands.add_parser("check", help="read every case; report what is there, what is wrong, and how to train on it")
+  checker.add_argument("root", metavar="FOLDER")
+  checker.add_argument("--write", metavar="FILE", help="also write the suggestion as a configuration file, such as configs/mine.py")
+  prepare = commands.add_parser("prepare", help="write a benchmark's files as its methods read them, from what the challenge shares")
+  benchmarks = prepare.add_subparsers(dest="benchmark", required=True)
+  for name, (_, words) in _PREPARE.items():
+    benchmark = benchmarks.add_parser(name, help=words, description=words)
+    benchmark.add_argument("raw_folder", metavar="IN")
+    benchmark.add_argument("out_folder", metavar="OUT")
+    if name == "la":
+      benchmark.add_argument("--seed", type=int, default=0, help="of the random crop margins")
+    if name == "pancreas":
+      benchmark.add_argument("--exclude-duplicates", action="store_true", help="leave out cases 25 and 70, which repeat other scans")
+  return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit status: 0, 1 for a problem found by `check`, 2 for a wrong input."""
-  parser = argparse.ArgumentParser(prog="python -m ssl_jax.data", description="Prepare and inspect data folders.")
-  commands = parser.add_subparsers(dest="command", required=True)
-  importers: dict[str, tuple[Callable[..., tuple[str, ...]], str]] = {
-    "import-la": (la.import_la, "raw Left Atrium challenge files -> the prepared h5 layout"),
-    "import-pancreas": (pancreas.import_pancreas, "Pancreas-CT as NIfTI files -> the prepared h5 layout"),
-    "import-brats": (brats.import_brats, "BraTS 2019 challenge files -> the prepared h5 layout, FLAIR and whole tumour"),
-    "import-acdc": (acdc.import_acdc, "ACDC challenge files -> the prepared h5 layout, volumes and slices"),
-    "import-synapse": (synapse.import_synapse, "Synapse challenge files -> TransUNet's layout, training slices and test volumes"),
-  }
-  for command, (_, words) in importers.items():
-    importer = commands.add_parser(command, help=words)
-    importer.add_argument("raw_folder")
-    importer.add_argument("out_folder")
-    if command == "import-la":
-      importer.add_argument("--seed", type=int, default=0, help="of the random crop margins")
-    if command == "import-pancreas":
-      importer.add_argument("--exclude-duplicates", action="store_true", help="leave out cases 25 and 70, which repeat other scans")
-  checker = commands.add_parser("check", help="read every case and report what is there")
-  checker.add_argument("root")
-  options = vars(parser.parse_args(arguments))
-  command, folders = options.pop("command"), [options.pop(key, None) for key in ("raw_folder", "out_folder")]
+  options = vars(_parser().parse_args(arguments))
   try:
-    if command == "check":
-      return int(check(options["root"]) > 0)
-    names = importers[command][0](*folders, **options)
+    if options.pop("command") == "check":
+      return int(check(**options) > 0)
+    folders = [options.pop(key) for key in ("raw_folder", "out_folder")]
+    names = _PREPARE[options.pop("benchmark")][0](*folders, **options)
     print(f"{len(names)} cases written to {folders[1]}")
     return 0
   except InputError as error:
-    print(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
     return 2
 
 

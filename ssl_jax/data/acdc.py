@@ -34,7 +34,7 @@ _ADVICE_NIFTI = (
 _ADVICE_H5 = (
   "source 'acdc_h5' reads the prepared ACDC benchmark, FOLDER/data/<case>.h5 and FOLDER/data/slices/<case>_slice_<k>.h5 with "
   "train_slices.list, train.list, val.list and test.list, as SSL4MIS (https://github.com/HiLab-git/SSL4MIS, data/ACDC) shares it, or made "
-  "from the challenge files by `python -m ssl_jax.data import-acdc NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
+  "from the challenge files by `python -m ssl_jax.data prepare acdc NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
 )
 
 
@@ -87,7 +87,7 @@ def open_acdc_nifti(cfg: DataConfig) -> AcdcNiftiSource:
   return AcdcNiftiSource(*lists, class_names=_CLASSES, images=images, labels=labels, canonical=False)
 
 
-def import_acdc(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
+def prepare_acdc(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
   """Writes the challenge files in the layout of source `acdc_h5`, slices of the training cases and lists included; returns the case names.
 
   Lists of `root_in` are copied; those that it lacks, but `val.list`, are written: all slices of the training cases in their order.

@@ -36,7 +36,7 @@ _ADVICE_NIFTI = (
 _ADVICE_H5 = (
   "source 'brats_h5' reads the prepared BraTS 2019 benchmark, FOLDER/data/<case>.h5 with train.txt, val.txt and test.txt, as SSL4MIS "
   "(https://github.com/HiLab-git/SSL4MIS, data/BraTS2019) shares it, or made from the challenge files by "
-  "`python -m ssl_jax.data import-brats NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
+  "`python -m ssl_jax.data prepare brats NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
 )
 
 
@@ -88,7 +88,7 @@ def open_brats_nifti(cfg: DataConfig) -> BratsNiftiSource:
   return BratsNiftiSource(*lists, class_names=_CLASSES, images=images, labels=labels)
 
 
-def import_brats(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
+def prepare_brats(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
   """Writes the challenge files in the layout of source `brats_h5`, list files included, and returns the case names.
 
   Args:

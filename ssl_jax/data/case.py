@@ -2,9 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -176,6 +176,29 @@ def resolve_lists(
   return train, test
 
 
+def problems_of(error: InputError) -> list[str]:
+  """All that `raise_all` was given: the error's message and its notes."""
+  return [str(error), *getattr(error, "__notes__", ())]
+
+
+def raise_all(problems: Sequence[str]) -> None:
+  """Raises `InputError` with the first problem as its message and the others as notes; returns when there is none."""
+  if problems:
+    error = InputError(problems[0])
+    for problem in problems[1:]:
+      error.add_note(problem)
+    raise error
+
+
+def attempt(problems: list[str], function: Callable[..., Any], *arguments: Any) -> Any:
+  """Returns what `function` does, or `None` after adding to `problems` what it found wrong."""
+  try:
+    return function(*arguments)
+  except InputError as error:
+    problems += problems_of(error)
+    return None
+
+
 def check_image(image: np.ndarray, file: Path) -> None:
   """Raises `InputError` when an image holds NaN or infinite voxels."""
   bad = image.size - np.count_nonzero(np.isfinite(image))
@@ -191,11 +214,15 @@ def check_affine(affine: np.ndarray, where: Path | str) -> None:
 
 def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Sequence[int]) -> np.ndarray:
   """Returns the label as u8; raises `InputError` when its shape is not the image's or a value is not in `known`."""
+  problems = []
   if label.shape != shape:
-    raise InputError(f"{file}: label shape {label.shape} differs from its image's {shape}; resample one onto the other")
+    problems.append(f"{file}: label shape {label.shape} differs from its image's {shape}; resample one onto the other")
   unexpected = np.setdiff1d(np.unique(label), np.asarray(known))
   if unexpected.size:
-    raise InputError(f"{file}: label value {unexpected[0]:g} is unknown, known values: {', '.join(str(k) for k in known)}")
+    named = ", ".join(f"{value:g}" for value in unexpected[:8]) + ", ..." * (unexpected.size > 8)
+    words = f"value {named} is" if unexpected.size == 1 else f"values {named} are"
+    problems.append(f"{file}: label {words} unknown, known values: {', '.join(str(k) for k in known)}")
+  raise_all(problems)
   return label.astype(np.uint8)
 
 
@@ -216,12 +243,13 @@ def check_volumes(
   """
   if image.ndim != rank:
     raise InputError(f"{files[0]}: image shape {image.shape} is not {rank}D; save one {'volume' if rank == 3 else 'slice'} of one channel")
-  check_image(image, files[0])
-  if label is None:
-    return None
-  label = check_label(label, image.shape, files[-1], known)
-  if rank == 3 and not label.any():
-    raise InputError(f"{files[-1]}: the label marks no voxel; repair it, or remove the label to use the scan as unlabelled")
+  problems: list[str] = []
+  attempt(problems, check_image, image, files[0])
+  if label is not None:
+    if rank == 3 and not label.any():
+      problems.append(f"{files[-1]}: the label marks no voxel; repair it, or remove the label to use the scan as unlabelled")
+    label = attempt(problems, check_label, label, image.shape, files[-1], known)
+  raise_all(problems)
   return label
 
 

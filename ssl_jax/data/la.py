@@ -29,7 +29,7 @@ _ADVICE_RAW = (
 _ADVICE_H5 = (
   "source 'la_h5' reads the prepared Left Atrium benchmark (2018 Atrial Segmentation Challenge), FOLDER/<case>/mri_norm2.h5 with "
   "train.list and test.list, as UA-MT's repository (https://github.com/yulequan/UA-MT) shares it, or made from the raw challenge files by "
-  "`python -m ssl_jax.data import-la RAW_FOLDER FOLDER`; pass --config.data.root=FOLDER."
+  "`python -m ssl_jax.data prepare la RAW_FOLDER FOLDER`; pass --config.data.root=FOLDER."
 )
 
 
@@ -103,7 +103,7 @@ def crop_box(label: np.ndarray, rng: np.random.Generator) -> tuple[slice, ...]:
   return tuple(box)
 
 
-def import_la(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str], seed: int = 0) -> tuple[str, ...]:
+def prepare_la(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str], seed: int = 0) -> tuple[str, ...]:
   """Writes the raw challenge files in the layout of source `la_h5`, list files included, and returns the case names.
 
   Args:

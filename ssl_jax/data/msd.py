@@ -20,7 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.data.case import Case, SourceBase, check_image, check_label, check_relative, check_root, resolve_lists
+from ssl_jax.data.case import (
+  Case,
+  SourceBase,
+  attempt,
+  check_image,
+  check_label,
+  check_relative,
+  check_root,
+  problems_of,
+  raise_all,
+  resolve_lists,
+)
 from ssl_jax.data.nifti import read_nifti
 from ssl_jax.types import DataConfig, InputError
 
@@ -29,6 +40,7 @@ _ADVICE = (
   "(http://medicaldecathlon.com); download a task or arrange your own NIfTI files so, then pass --config.data.root=FOLDER."
 )
 _ENDINGS = (".nii.gz", ".nii")
+_EXAMPLE = '{"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +65,40 @@ class MsdSource(SourceBase):
     return found.images + ((found.label,) if found.label else ())
 
   def load(self, name: str) -> Case:
-    """Reads one case with the header's intensity scaling applied, channels last."""
+    """Reads one case with the header's intensity scaling applied, channels last; an error names all that is wrong with it."""
     found = self.cases[name]
-    scans = [read_nifti(file, np.float32) for file in found.images]
-    first, affine, spacing = scans[0]
-    if len(scans) > 1 or self.channels == 1:
-      volumes = [scan[0][..., 0] if scan[0].ndim == 4 and scan[0].shape[-1] == 1 else scan[0] for scan in scans]
-      different = [file for file, volume in zip(found.images, volumes, strict=True) if volume.shape != volumes[0].shape]
-      if different:
-        raise InputError(f"{different[0]}: shape differs from {found.images[0].name}; all channels of a case must share one grid")
-      image = np.stack(volumes, axis=-1)
-    else:
-      image = first
-    if image.ndim not in (3, 4) or image.shape[-1] != self.channels:
-      raise InputError(f"{found.images[0]}: shape {first.shape} does not hold the {self.channels} channel(s) that are expected")
-    for file, (volume, _, _) in zip(found.images, scans, strict=True):
-      check_image(volume, file)
-    label = None
-    if found.label:
-      raw = read_nifti(found.label, None)[0]
-      raw = raw[..., 0] if raw.ndim == 4 and raw.shape[-1] == 1 else raw
-      label = check_label(raw, image.shape[:-1], found.label, range(self.num_classes))
+    problems: list[str] = []
+    scans = [attempt(problems, read_nifti, file, np.float32) for file in found.images]
+    for file, scan in zip(found.images, scans, strict=True):
+      if scan:
+        attempt(problems, check_image, scan[0], file)
+    image: Any = attempt(problems, _stack, [scan[0] for scan in scans], found.images, self.channels) if all(scans) else None
+    label = attempt(problems, read_nifti, found.label, None) if found.label else None
+    if label:
+      raw = _drop_last(label[0])
+      shape = raw.shape if image is None else image.shape[:-1]
+      label = attempt(problems, check_label, raw, shape, found.label, range(self.num_classes))
+    raise_all(problems)
+    _, affine, spacing = scans[0]
     return Case(name, np.ascontiguousarray(image), label, spacing[: image.ndim - 1], affine)
+
+
+def _drop_last(volume: np.ndarray) -> np.ndarray:
+  return volume[..., 0] if volume.ndim == 4 and volume.shape[-1] == 1 else volume
+
+
+def _stack(volumes: Sequence[np.ndarray], files: Sequence[Path], channels: int) -> np.ndarray:
+  """Joins one volume per channel, or takes the one that holds them all, as [*spatial, channels]."""
+  image = volumes[0]
+  if len(volumes) > 1 or channels == 1:
+    flat = [_drop_last(volume) for volume in volumes]
+    different = [file for file, volume in zip(files, flat, strict=True) if volume.shape != flat[0].shape]
+    if different:
+      raise InputError(f"{different[0]}: shape differs from {files[0].name}; all channels of a case must share one grid")
+    image = np.stack(flat, axis=-1)
+  if image.ndim not in (3, 4) or image.shape[-1] != channels:
+    raise InputError(f"{files[0]}: shape {volumes[0].shape} does not hold the {channels} channel(s) that are expected")
+  return image
 
 
 def open_msd(cfg: DataConfig) -> MsdSource:
@@ -83,10 +107,21 @@ def open_msd(cfg: DataConfig) -> MsdSource:
   Raises:
     InputError: the folder, `dataset.json`, one of its entries, or a listed file is missing.
   """
+  source, problems = survey_msd(cfg)
+  raise_all(problems)
+  return source
+
+
+def survey_msd(cfg: DataConfig) -> tuple[MsdSource, list[str]]:
+  """Lists the cases that are usable as far as names tell, and all that is wrong with the others and with the list files.
+
+  Raises:
+    InputError: `dataset.json` is missing or says no channels and classes.
+  """
   root = check_root(cfg.root, _ADVICE)
   file = root / "dataset.json"
   if not file.is_file():
-    raise InputError(f"{file} does not exist; {_ADVICE}")
+    raise InputError(f"{file} does not exist; " + (f"write into it, for example: {_EXAMPLE}" if (root / "imagesTr").is_dir() else _ADVICE))
   try:
     description = json.loads(file.read_text(encoding="utf-8-sig"))
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -96,14 +131,21 @@ def open_msd(cfg: DataConfig) -> MsdSource:
   ending = description.get("file_ending", _ENDINGS[0])
   if ending not in _ENDINGS:
     raise InputError(f"{file}: file_ending {ending!r} is not read, only {' and '.join(_ENDINGS)}; convert the scans")
-  train = _find_cases(root, "Tr", len(channels))
-  test = _find_cases(root, "Ts", len(channels))
-  for name in train.keys() & test.keys():
-    raise InputError(f"{root}: case {name!r} is in both imagesTr and imagesTs; a case may only be in one")
-  _check_training(description.get("training", []), train, file)
+  problems: list[str] = []
+  train = _find_cases(root, "Tr", len(channels), problems)
+  test = _find_cases(root, "Ts", len(channels), problems)
+  for name in sorted(train.keys() & test.keys()):
+    problems.append(f"{root}: case {name!r} is in both imagesTr and imagesTs; a case may only be in one")
+    del test[name]
+  problems += _wrong_entries(description.get("training", []), train, file)
   # A test case without a label can be neither trained on nor evaluated.
-  train_names, test_names = resolve_lists(root, cfg, sorted(train), sorted(name for name in test if test[name].label))
-  return MsdSource(train_names, test_names, len(channels), class_names, {**train, **test})
+  found = sorted(train), sorted(name for name in test if test[name].label)
+  try:
+    names = resolve_lists(root, cfg, *found)
+  except InputError as error:
+    problems += problems_of(error)
+    names = tuple(found[0]), tuple(found[1])
+  return MsdSource(*names, len(channels), class_names, {**train, **test}), problems
 
 
 def _entry(description: Any, keys: tuple[str, ...], file: Path) -> Mapping[str, Any]:
@@ -132,7 +174,7 @@ def _stem(file: Path) -> str:
   return file.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _list_nifti(folder: Path) -> list[Path]:
+def list_nifti(folder: Path) -> list[Path]:
   """NIfTI files of a folder, sorted; hidden ones (macOS leaves `._*` copies in the MSD archives) are no scans."""
   if not folder.is_dir():
     return []
@@ -152,68 +194,78 @@ def open_images(path: Path, channels: int, class_names: tuple[str, ...]) -> tupl
   Raises:
     InputError: there is no such file or folder, or no image in it.
   """
-  files = _list_nifti(path) if path.is_dir() else [path] if path.is_file() and path.name.endswith(_ENDINGS) else []
+  files = list_nifti(path) if path.is_dir() else [path] if path.is_file() and path.name.endswith(_ENDINGS) else []
   if not files:
     raise InputError(f"--input: {path} is neither a NIfTI file (.nii, .nii.gz) nor a folder of them")
-  cases, problems = {}, {}
-  for name, images in _by_name(files, {}, channels).items():
-    try:
-      cases[name] = _Files(_in_order(name, images, channels), None)
-    except InputError as error:
-      problems[name] = error
+  cases, problems = _group(files, {}, channels)
   return MsdSource((), tuple(cases), channels, class_names, cases), problems
 
 
-def _find_cases(root: Path, suffix: str, channels: int) -> dict[str, _Files]:
-  labels = {_stem(file): file for file in _list_nifti(root / f"labels{suffix}")}
-  return _group(_list_nifti(root / f"images{suffix}"), labels, channels)
+def _find_cases(root: Path, suffix: str, channels: int, problems: list[str]) -> dict[str, _Files]:
+  labels: dict[str, Path] = {}
+  for file in list_nifti(root / f"labels{suffix}"):
+    if labels.setdefault(_stem(file), file) != file:
+      problems.append(f"{file}: the same case as {labels[_stem(file)].name}; remove one")
+  cases, incomplete = _group(list_nifti(root / f"images{suffix}"), labels, channels)
+  for error in incomplete.values():
+    problems += problems_of(error)
+  return cases
 
 
-def _group(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> dict[str, _Files]:
-  """Case name -> its image files in channel order and its label file."""
-  found = _by_name(files, labels, channels)
-  return {name: _Files(_in_order(name, images, channels), labels.get(name)) for name, images in found.items()}
-
-
-def _by_name(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> dict[str, list[tuple[int | None, Path]]]:
-  """Case name -> its image files with the channel that their names give, `None` for none."""
-  found: dict[str, list[tuple[int | None, Path]]] = {}
+def _group(files: Sequence[Path], labels: Mapping[str, Path], channels: int) -> tuple[dict[str, _Files], dict[str, InputError]]:
+  """Case name -> its image files in channel order and its label file; and what is wrong with cases that lack or repeat a file."""
+  grouped: dict[str, list[tuple[int | None, Path]]] = {}
   for file in files:
     stem = _stem(file)
     match = re.fullmatch(r"(.+)_(\d{4})", stem)
     # `_0000` counts channels, unless a label file has the same name: then it is part of the case's own name.
-    if match and stem not in labels and int(match[2]) < channels:
-      found.setdefault(match[1], []).append((int(match[2]), file))
-    else:
-      found.setdefault(stem, []).append((None, file))
-  return found
+    is_channel = match is not None and stem not in labels and int(match[2]) < channels
+    name, channel = (match[1], int(match[2])) if match and is_channel else (stem, None)
+    grouped.setdefault(name, []).append((channel, file))
+  cases, problems = {}, {}
+  for name, images in grouped.items():
+    try:
+      cases[name] = _Files(_in_order(name, images, channels), labels.get(name))
+    except InputError as error:
+      problems[name] = error
+  return cases, problems
 
 
 def _in_order(name: str, images: Sequence[tuple[int | None, Path]], channels: int) -> tuple[Path, ...]:
-  """Files of a case in channel order; raises `InputError` when one is missing or superfluous."""
-  given, folder = [channel for channel, _ in images], images[0][1].parent
-  wanted = [None] if None in given else list(range(channels))
-  missing = [channel for channel in wanted if channel not in given]
-  if missing:
-    raise InputError(f"{folder}: case {name!r} lacks channel file {name}_{missing[0]:04d}{_ENDINGS[0]}")
-  if len(set(given)) > len(wanted):
-    raise InputError(f"{folder}: case {name!r} is there both with and without _0000; remove one")
-  if len(given) > len(wanted):
-    raise InputError(f"{folder}: case {name!r} is there both as .nii and as .nii.gz; remove one")
-  return tuple(dict(images)[channel] for channel in wanted)
+  """Files of a case in channel order; an error names all that are missing or superfluous."""
+  problems: list[str] = []
+  found: dict[int | None, Path] = {}
+  for channel, file in images:
+    other = found.setdefault(channel, file)
+    if other != file:
+      problems.append(f"{file}: the same image as {other.name}; remove one")
+  wanted = [None] if None in found else list(range(channels))
+  folder, ending = images[0][1].parent, _ENDINGS[0]
+  missing = [channel for channel in wanted if channel not in found]
+  problems += [f"{folder}: case {name!r} lacks channel file {name}_{channel:04d}{ending}" for channel in missing]
+  if not missing and len(found) > len(wanted):
+    problems.append(f"{folder}: case {name!r} is there both with and without _0000; remove one")
+  raise_all(problems)
+  return tuple(found[channel] for channel in wanted)
 
 
-def _check_training(entries: Any, cases: Mapping[str, _Files], file: Path) -> None:
+def _wrong_entries(entries: Any, cases: Mapping[str, _Files], file: Path) -> list[str]:
   """Every file that `training` names must be there; files it does not name are further, mostly unlabelled, cases."""
+  problems: list[str] = []
   for entry in entries:
     pair = entry if isinstance(entry, dict) else {"image": str(entry)}
     if not isinstance(pair.get("image"), str):
-      raise InputError(f"{file}: an entry of 'training' has no 'image'")
+      problems.append(f"{file}: an entry of 'training' has no 'image'")
+      continue
+    escaping: list[str] = []
     for path in pair.values():
-      check_relative(str(path), file)
+      attempt(escaping, check_relative, str(path), file)
+    problems += escaping
+    if escaping:
+      continue
     name = _stem(Path(PurePosixPath(pair["image"])))
     found = cases.get(name) or cases.get(re.sub(r"_\d{4}$", "", name))
-    if found is None:
-      raise InputError(f"{file}: 'training' names {pair['image']!r}, which is not there; restore the file or remove the entry")
-    if pair.get("label") and found.label is None:
-      raise InputError(f"{file}: 'training' names {pair['label']!r}, which is not there; restore the file or remove the entry")
+    absent = pair["image"] if found is None else pair["label"] if pair.get("label") and found.label is None else None
+    if absent:
+      problems.append(f"{file}: 'training' names {absent!r}, which is not there; restore the file or remove the entry")
+  return problems

@@ -53,7 +53,7 @@ _ADVICE_NIFTI = (
 _ADVICE_H5 = (
   "source 'pancreas_h5' reads the prepared Pancreas-CT benchmark, FOLDER/Pancreas_h5/imageXXXX_norm.h5 with train.list and test.list, as "
   "MC-Net's repository (https://github.com/ycwu1997/MC-Net) arranges it, or made from NIfTI files by "
-  "`python -m ssl_jax.data import-pancreas NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
+  "`python -m ssl_jax.data prepare pancreas NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
 )
 
 
@@ -124,7 +124,9 @@ def open_pancreas_nifti(cfg: DataConfig) -> PancreasNiftiSource:
   return PancreasNiftiSource(*_resolve(root, cfg, tuple(images)), class_names=_CLASSES, images=images, labels=labels)
 
 
-def import_pancreas(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str], exclude_duplicates: bool = False) -> tuple[str, ...]:
+def prepare_pancreas(
+  root_in: str | os.PathLike[str], root_out: str | os.PathLike[str], exclude_duplicates: bool = False
+) -> tuple[str, ...]:
   """Writes NIfTI files in the layout of source `pancreas_h5`, and returns the case names.
 
   The list files of `root_in` are copied; where there is none, those of the published split are written if its cases are there.

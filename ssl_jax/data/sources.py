@@ -112,7 +112,7 @@ def check_predictable(cfg: DataConfig) -> None:
   if cfg.source in _PREPARING:
     raise InputError(
       f"config.data.source={cfg.source!r} crops and normalises scans as it reads them, which --mode=predict would not: its labels would be "
-      "wrong. Train on imported scans (python -m ssl_jax.data import-…) and predict images prepared in the same way"
+      "wrong. Train on imported scans (python -m ssl_jax.data prepare …) and predict images prepared in the same way"
     )
 
 

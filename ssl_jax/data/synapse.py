@@ -36,7 +36,7 @@ _ADVICE_NIFTI = (
 _ADVICE_NPZ = (
   "source 'synapse_npz' reads the slices that TransUNet (https://github.com/Beckschen/TransUNet) shares, "
   "FOLDER/train_npz/caseXXXX_sliceYYY.npz and FOLDER/test_vol_h5/caseXXXX.npy.h5, or made from the challenge files by "
-  "`python -m ssl_jax.data import-synapse NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
+  "`python -m ssl_jax.data prepare synapse NIFTI_FOLDER FOLDER`; pass --config.data.root=FOLDER."
 )
 
 
@@ -111,7 +111,7 @@ def open_synapse_nifti(cfg: DataConfig) -> SynapseNiftiSource:
   return SynapseNiftiSource(*lists, class_names=_CLASSES, images=images, labels=labels)
 
 
-def import_synapse(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
+def prepare_synapse(root_in: str | os.PathLike[str], root_out: str | os.PathLike[str]) -> tuple[str, ...]:
   """Writes the challenge files in the layout of source `synapse_npz`, lists included, and returns the case names.
 
   Training cases become slices, test cases volumes; `train.list` and `test.list` of `root_in` say which, or else the published split.

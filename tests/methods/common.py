@@ -35,28 +35,30 @@ def ce_dice_numpy(logits, label):
 class Pyramid(nn.Module):
   """Stands in for the V-Net: the same outputs from one layer each, so that a step compiles in a second."""
 
+  num_classes: int = 2
   cma: bool = False
 
   @nn.compact
   def __call__(self, x, *, train, dropout=None, views=1):
     f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
     f4 = channel_dropout(self, f4, 0.5, bool(dropout))
-    f3, f2 = Conv(4, size=1)(3 * f4[:, ::2, ::2, ::2]), Conv(8, size=1)(3 * f4[:, ::4, ::4, ::4])  # averages would hide what DIM attends to
+    every = lambda n: f4[(slice(None), *[slice(None, None, n)] * (x.ndim - 2))]  # averages would hide what DIM attends to
+    f3, f2 = Conv(4, size=1)(3 * every(2)), Conv(8, size=1)(3 * every(4))
     if self.cma and (train or self.is_initializing()):
       attended = CrossSampleAttention(name="cma")(f2, bool(dropout))
-      f4 = f4 + jnp.mean(jnp.square(attended), axis=(1, 2, 3), keepdims=True)[..., :2]
-    return NetworkOutput(Conv(2, size=1, name="output")(f4), f2, f3, f4, f2)
+      f4 = f4 + jnp.mean(jnp.square(attended), axis=tuple(range(1, x.ndim - 1)), keepdims=True)[..., :2]
+    return NetworkOutput(Conv(self.num_classes, size=1, name="output")(f4), f2, f3, f4, f2)
 
 
 class SmallNetworks(Networks):
   """Hands out pyramids."""
 
   def backbone(self, upsample=None, **extra):
-    return Pyramid(**extra)
+    return Pyramid(self.num_classes, **extra)
 
 
-def small_networks():
-  return SmallNetworks(NetworkConfig(width=2), num_classes=2)
+def small_networks(num_classes=2):
+  return SmallNetworks(NetworkConfig(width=2), num_classes=num_classes)
 
 
 class Pixelwise(nn.Module):
