@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import nibabel as nib
 import numpy as np
 import pytest
 
 from ssl_jax import export
 from ssl_jax.experiment import open_run, restore
-from ssl_jax.export.write import write_model
+from ssl_jax.export.write import PLATFORMS, write_model
+from ssl_jax.ops.conv import conv3
 from ssl_jax.predict import predict
 from ssl_jax.types import InputError
 from tests.helpers import ROOT, command, tiny_config, untrained_run
@@ -127,3 +129,15 @@ def test_slices(tmp_path):
   done = command(*arguments, f"--output={tmp_path / 'model'}")
   assert done.returncode == 0 and str(tmp_path / "model") in done.stdout, done.stderr
   np.testing.assert_array_equal(export.load(tmp_path / "model").segment(tmp_path / "a.nii.gz").label, expected.get_fdata())
+
+
+@pytest.mark.parametrize(("spatial", "channels"), [((16, 16, 16), 16), ((32, 32, 32), 1), ((128, 128, 2), 2)])
+def test_fast_convolutions_keep_an_open_batch(spatial, channels):
+  """Large enough for what the CPU has instead of XLA's convolution: Winograd, the first layer, few columns."""
+  (batch,) = jax.export.symbolic_shape("batch")
+  kernel = np.random.default_rng(0).normal(size=(3, 3, 3, channels, 8)).astype(np.float32)
+  convolve = jax.jit(lambda x: conv3(x, kernel))
+  exported = jax.export.export(convolve, platforms=PLATFORMS)(jax.ShapeDtypeStruct((batch, *spatial, channels), np.float32))
+  for size in (1, 2):
+    x = np.random.default_rng(size).normal(size=(size, *spatial, channels)).astype(np.float32)
+    np.testing.assert_allclose(exported.call(x), convolve(x), atol=1e-4)
