@@ -38,7 +38,8 @@ def get_config(choice="crln"):
   config.data.num_holdout = -1
   config.data.num_labelled = -1
   config.data.normalise = "zscore"
-  if not flat:
+  if not flat:  # slices keep the axis along which they were taken
+    config.data.canonical = True
     config.eval.stride = tuple(side // 2 for side in config.data.patch)
     config.eval.window_batch = 4
   return config
