@@ -1,11 +1,12 @@
 """Hooks of the documentation's site (mkdocs.yml): what it takes from outside `docs/`, and links from names to the API reference.
 
-BUILD.md and the benchmarks' tables become pages; every package of ssl_jax gets a page made from its docstrings; a name in a page's text,
-such as `ops.components.largest_component`, links there.
+BUILD.md, the notebook and the benchmarks' tables become pages; every package of ssl_jax gets a page made from its docstrings; a name in a
+page's text, such as `ops.components.largest_component`, links there.
 """
 
 import ast
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_jax"
-TAKEN = {"BUILD.md": "build.md", **{f"benchmarks/results/{f.name}": f"benchmarks/{f.name}" for f in ROOT.glob("benchmarks/results/*.md")}}
+TAKEN = {"BUILD.md": "build.md", "notebooks/ablations_colab.ipynb": "notebook.md"}
+TAKEN |= {f"benchmarks/results/{f.name}": f"benchmarks/{f.name}" for f in ROOT.glob("benchmarks/results/*.md")}
 CODE_OR_NAME = re.compile(r"(?ms)^(?:```|~~~).*?^(?:```|~~~)$|(?<![\[`])`(\w+(?:\.\w+)+)`(?![\]`])")
 
 
@@ -50,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Makes the pages from outside `docs/`."""
   for name, page in TAKEN.items():
-    files.append(File.generated(config, page, content=(ROOT / name).read_text()))
+    files.append(File.generated(config, page, content=_notebook(ROOT / name) if name.endswith(".ipynb") else (ROOT / name).read_text()))
   for name, modules in _api_pages().items():
     title = "# ssl_jax" if name == "index" else f"# {name}"
     files.append(File.generated(config, f"api/{name}.md", content="\n\n".join([title, *(f"::: {module}" for module in modules)]) + "\n"))
@@ -63,6 +65,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
   for name, target in TAKEN.items():
     markdown = re.sub(rf"\]\((?:\.\./)+{re.escape(name)}", f"]({up}{target}", markdown)
   return CODE_OR_NAME.sub(lambda m: f"[`{m[1]}`][ssl_jax.{m[1]}]" if m[1] and _is_documented(m[1]) else m[0], markdown)
+
+
+def _notebook(file: Path) -> str:
+  """Markdown of a notebook: its texts, its code, and what it printed and drew when it was last run."""
+  parts = []
+  for cell in json.loads(file.read_text())["cells"]:
+    source = "".join(cell["source"])
+    parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    for output in cell.get("outputs", []):
+      if "text" in output:
+        parts.append("```text\n" + "".join(output["text"]) + "```")
+      if image := output.get("data", {}).get("image/png"):
+        parts.append(f"![](data:image/png;base64,{''.join(image).replace(chr(10), '')})")
+  return "\n\n".join(parts) + "\n"
 
 
 @functools.cache
