@@ -24,7 +24,7 @@ from ssl_jax.types import Config
 from tests.helpers import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKING_PAGES = [*PAGES, ROOT / "BUILD.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+LINKING_PAGES = [*PAGES, ROOT / "BUILD.md", ROOT / "launch/README.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
 METHOD_PAGES = [page for page in PAGES if page.parent.name == "methods" and page.stem in methods.names()]
 PAGE = lambda page: page.relative_to(ROOT).as_posix()
 FENCE = re.compile(r"(?ms)^(?:<!-- not run: (?P<reason>[^\n]*?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$")
