@@ -1,16 +1,47 @@
 """From a `ConfigDict` (what config files build and the command line overrides) to frozen dataclasses, with errors that name the key."""
 
 import dataclasses
+import functools
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssl_jax.types import Config, InputError, nearest
+from ssl_jax.types import Config, InputError, nearest, read_json, shown
 
 T = TypeVar("T")
+# Numbers that have a range of their own, both ends included.
+_RANGES: Mapping[str, tuple[float, float]] = {
+  "seed": (0, 2**31 - 1),
+  "data.intensity_jitter": (0, 1),
+  "data.synthesis.per_background": (0, 10**6),
+  "data.synthesis.exemplar_rank": (0, 10**6),
+  "data.synthesis.rotation_deg": (0, 180),
+  "data.synthesis.shift": (0, 1),
+  "data.synthesis.offset": (0, 1e6),
+  "data.synthesis.noise": (0, 1e6),
+  "network.width": (1, 4096),
+  "optim.lr": (0, 1e6),
+  "optim.momentum": (0, 1),
+  "optim.weight_decay": (0, 1e6),
+  "optim.poly_power": (0, 100),
+  "optim.step_from": (0, 2**31 - 1),
+  "optim.step_every": (1, 2**31 - 1),
+  "optim.step_factor": (0, 1e6),
+  "train.batch_labelled": (1, 2**16),
+  "train.batch_unlabelled": (1, 2**16),
+  "train.batch_synthetic": (0, 2**16),
+  "train.eval_every_steps": (0, 2**31 - 1),
+  "eval.window_batch": (1, 2**16),
+  "eval.max_cases": (0, 10**6),
+  "eval.num_resamples": (1, 10**6),
+}
+_MOST_VOXELS = 2**31  # of a patch
+_LARGEST = {float: 3e38, int: 2**53}  # beyond these float32 is infinite, and JSON's readers round
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
@@ -27,11 +58,13 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
   Raises:
     InputError: an unknown key (with the nearest valid one), a missing key, or a value of the wrong type.
   """
+  if not isinstance(values, Mapping):
+    raise InputError(f"{where}: expected a group of keys, got {shown(values)}")
   hints = typing.get_type_hints(cls)
   fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
   for key in values:
     if key not in fields:
-      raise InputError(f"{where}.{key}: no such key; {nearest(key, fields)}")
+      raise InputError(f"{where}.{str(key)[:200]}: no such key; {nearest(str(key), fields)}")
   missing = [
     n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
   ]
@@ -40,10 +73,14 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
   return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
+def parse_known(cls: type[T], values: Any, where: str) -> T:
+  """As `parse`, of a mapping that may have further keys, which are passed over."""
+  known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  return parse(cls, {key: value for key, value in values.items() if key in known} if isinstance(values, Mapping) else values, where)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
   if dataclasses.is_dataclass(hint):
-    if not isinstance(value, Mapping):
-      raise InputError(f"{where}: expected a group of keys, got {value!r}")
     return parse(hint, value, where)  # type: ignore[arg-type]
   origin = typing.get_origin(hint)
   if origin in (types.UnionType, typing.Union):
@@ -51,30 +88,32 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
       return None
     return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
   if origin is tuple:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-      raise InputError(f"{where}: expected a list, got {value!r}")
+    if not isinstance(value, list | tuple):
+      raise InputError(f"{where}: expected a list, got {shown(value)}")
     items, args = list(value), typing.get_args(hint)
     if len(args) == 2 and args[1] is Ellipsis:
       args = (args[0],) * len(items)
     if len(args) != len(items):
-      raise InputError(f"{where}: expected {len(args)} items, got {value!r}")
+      raise InputError(f"{where}: expected {len(args)} items, got {shown(value)}")
     return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items, strict=True)))
   if origin is typing.Literal:
     if value not in typing.get_args(hint):
-      raise InputError(f"{where}: no {value!r}; {nearest(str(value), typing.get_args(hint))}")
+      raise InputError(f"{where}: no {shown(value)}; {nearest(str(value), typing.get_args(hint))}")
     return value
   if origin is not None and issubclass(origin, Mapping):
-    if not isinstance(value, Mapping):
-      raise InputError(f"{where}: expected a group of keys, got {value!r}")
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+      raise InputError(f"{where}: expected a group of keys, got {shown(value)}")
     item = typing.get_args(hint)[1] if typing.get_args(hint) else Any
     return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
   if hint is Any:
     return value
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+  if isinstance(hint, type) and not isinstance(value, (float, int) if hint is float else hint):
+    raise InputError(f"{where}: expected {hint.__name__}, got {shown(value)}")
+  if isinstance(value, bool) and hint is not bool:
     raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
-  return value
+  if hint in (float, int) and not abs(value) <= _LARGEST[hint]:
+    raise InputError(f"{where}: expected a number of at most {_LARGEST[hint]:g}, got {shown(value)}")
+  return float(value) if hint is float else value
 
 
 def check(cfg: Config) -> Config:
@@ -134,7 +173,18 @@ def check(cfg: Config) -> Config:
     "eval.select",
     "'best' needs config.train.eval_every_steps > 0, or no checkpoint has a score",
   )
-  need("name" in cfg.method, "method.name", "this key is required")
+  need(math.prod(cfg.data.patch) <= _MOST_VOXELS, "data.patch", f"has more than {_MOST_VOXELS} voxels: {cfg.data.patch}")
+  need(sum(n for _, n in cfg.train.phases) < 2**31, "train.phases", "has more than 2³¹ steps")
+  for key in ("scale", "gain"):
+    low, high = getattr(cfg.data.synthesis, key)
+    need(0 < low <= high, f"data.synthesis.{key}", f"needs two positive numbers, the smaller one first, got {(low, high)}")
+  for key, (least, most) in _RANGES.items():
+    value: Any = functools.reduce(getattr, key.split("."), cfg)
+    need(least <= value <= most, key, f"must lie between {least:g} and {most:g}, got {value:g}")
+  for key, method in (("method", cfg.method), *((f"compare.{name}", method) for name, method in cfg.compare.items())):
+    need("name" in method, f"{key}.name", "this key is required")
+  for name in cfg.compare:
+    need(bool(re.fullmatch(r"\w[\w.+-]*", name)), f"compare.{name[:200]}", "names a folder: letters, digits and _ . + - only")
   return cfg
 
 
@@ -149,7 +199,8 @@ def from_json(file: Path) -> Config:
   Raises:
     InputError: the file is damaged or from another version.
   """
+  values = read_json(file)
   try:
-    return parse(Config, json.loads(file.read_text()))
-  except json.JSONDecodeError as error:
-    raise InputError(f"{file}: no valid JSON ({error}); restore it or start another --workdir") from error
+    return parse(Config, values)
+  except InputError as error:
+    raise InputError(f"{file}: {error}; restore it or start another --workdir") from error

@@ -19,10 +19,27 @@ from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState
+from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class _RecordedData:
+  labelled: tuple[str, ...]
+  unlabelled: tuple[str, ...] = ()
+  evaluation: tuple[str, ...] = ()
+  fingerprint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recorded:
+  """What `run.json` says that prediction needs."""
+
+  channels: int
+  class_names: tuple[str, ...]
+  data: _RecordedData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +123,14 @@ class Experiment:
     """
     try:
       return jax.eval_shape(self.init, jax.random.key(0))
-    except ValueError as error:
-      raise InputError(str(error)) from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+      raise _refused(error) from error
+
+
+def _refused(error: Exception) -> InputError:
+  """What a method or network raises for an option, in one line that names the key, or the groups that it may be in."""
+  message = " ".join(str(error).split())
+  return InputError(message if "config." in message else f"config.method, config.network: no such state can be made ({message[:500]})")
 
 
 def open_experiment(cfg: Config) -> Experiment:
@@ -131,15 +154,16 @@ def open_run(cfg: Config, workdir: Path) -> Experiment:
   """
   build = _builder(cfg)
   file = workdir / "run.json"
+  if not file.is_file():
+    raise InputError(f"{workdir}: no run here; train first, or name another --workdir")
   try:
-    run = json.loads(file.read_text())
-    source = data.MsdSource((), (), run["channels"], tuple(run["class_names"]))
-    split = data.Split(tuple(run["data"]["labelled"]), (), (), "none")
-  except FileNotFoundError as error:
-    raise InputError(f"{workdir}: no run here; train first, or name another --workdir") from error
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise InputError(f"{file}: not what a run has written ({error!r}); restore it") from error
-  return build(source, split)
+    run = config.parse_known(_Recorded, read_json(file), "run")
+    if run.channels < 1 or len(run.class_names) < 2:
+      raise InputError(f"{run.channels} channels and {len(run.class_names)} classes")
+  except InputError as error:
+    raise InputError(f"{file}: not what a run has written ({error}); restore it") from error
+  source = data.MsdSource((), (), run.channels, run.class_names)
+  return build(source, data.Split(run.data.labelled, (), (), "none"))
 
 
 def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
@@ -151,7 +175,10 @@ def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
 
   def build(source: data.Source, split: data.Split) -> Experiment:
     task = Task(len(split.labelled), steps)
-    method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), task)
+    try:
+      method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), task)
+    except (ValueError, ArithmeticError) as error:
+      raise _refused(error) from error
     for name, _ in cfg.train.phases:
       if name not in method.steps:
         raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -20,6 +21,9 @@ Batch = Mapping[str, Mapping[str, Array]]
 Metrics = Mapping[str, Array]
 
 
+_DEEPEST_JSON = 64
+
+
 class InputError(ValueError):
   """Something the user gave is wrong: a file, a folder, a config key. The message names it and says what to do."""
 
@@ -27,8 +31,67 @@ class InputError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
   """Returns `name`'s closest neighbour among `known` as a hint, or the list of all that exist."""
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=1)
+  close = difflib.get_close_matches(name[:200], known, n=1)
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def shown(value: object, most: int = 200) -> str:
+  """Returns a value as a message quotes it: its `repr`, cut to `most` characters."""
+  text = repr(value)
+  return text if len(text) <= most else f"{text[:most]}…"
+
+
+def read_text(file: Path) -> str:
+  """Returns the content of a text file, without the byte order mark that some editors put first.
+
+  Raises:
+    InputError: it is not there, no regular file, or not UTF-8.
+  """
+  try:
+    if not file.is_file():
+      raise InputError(f"{file}: {'is no regular file' if file.exists() else 'there is no such file'}")
+    return file.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise InputError(f"{file}: no UTF-8 text ({error.reason}, byte {error.start}); save it as UTF-8") from error
+  except OSError as error:
+    raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def read_json(file: Path) -> Any:
+  """Returns what a JSON file holds; see `parse_json`.
+
+  Raises:
+    InputError: see `read_text` and `parse_json`.
+  """
+  return parse_json(read_text(file), str(file))
+
+
+def parse_json(text: str, where: str) -> Any:
+  """Returns what JSON says, refusing what readers of it disagree on or fail at: repeated keys, values nested beyond 64 levels.
+
+  Raises:
+    InputError: naming `where`.
+  """
+  try:
+    found = json.loads(text, object_pairs_hook=_without_repetition)
+  except RecursionError as error:
+    raise InputError(f"{where} is not valid JSON: nested too deeply") from error
+  except ValueError as error:
+    raise InputError(f"{where} is not valid JSON: {error}") from error
+  level = [found]
+  for _ in range(_DEEPEST_JSON):
+    level = [item for node in level if isinstance(node, dict | list) for item in (node.values() if isinstance(node, dict) else node)]
+  if level:
+    raise InputError(f"{where} is not valid JSON: nested too deeply")
+  return found
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    raise ValueError(f"key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice in one object")
+  return found
 
 
 def write_whole(file: Path, text: str) -> None:

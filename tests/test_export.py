@@ -86,10 +86,10 @@ def test_the_description_names_what_a_user_asks_for(made):
   [
     ("model.json", None, "is no exported model"),
     ("model.json", b"{", "damaged"),
-    ("model.json", b'{"format": 2}', "format 2 is not read"),
-    ("model.json", b'{"format": 1}', "damaged"),
-    ("weights.safetensors", b"\xff" * 16, "cannot be read as safetensors"),
-    ("predict.stablehlo", b"\xff" * 64, "cannot be read as a program"),
+    ("model.json", b'{"format": 1}', "format 1 is not read"),
+    ("model.json", b'{"format": 2}', "damaged"),
+    ("weights.safetensors", b"\xff" * 16, "its checksum differs"),
+    ("predict.stablehlo", b"\xff" * 64, "its checksum differs"),
   ],
 )
 def test_damaged_folders_are_named(made, tmp_path, name, content, message):

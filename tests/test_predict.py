@@ -92,4 +92,4 @@ def test_command_line_names_a_damaged_configuration(run, tmp_path):
   (damaged / "config.json").write_text(json.dumps(text)[:-20])
   done = command("--mode=predict", "--workdir", str(damaged), f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
   errors = [line for line in done.stderr.splitlines() if line]
-  assert done.returncode == 2 and len(errors) == 1 and "config.json: no valid JSON" in errors[0], done.stderr
+  assert done.returncode == 2 and len(errors) == 1 and "config.json is not valid JSON" in errors[0], done.stderr

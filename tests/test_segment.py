@@ -175,7 +175,7 @@ def bad_files(folder):
     "times.nii.gz": "does not hold the 1 channel",
     "flat.nii.gz": "does not fit a 3D network",
     "complex.nii.gz": "is not a scan; save real numbers",
-    "cut.nii": "truncated or not NIfTI",
+    "cut.nii": "it is truncated",
     "zip.nii.gz": "truncated or not NIfTI",
     "empty.nii.gz": "truncated or not NIfTI",
     "text.nii": "truncated or not NIfTI",

@@ -1,14 +1,22 @@
 """A scan in memory, what every source offers, and the checks that all sources share."""
 
+import contextlib
 import dataclasses
 import difflib
+import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
-from ssl_jax.types import DataConfig, InputError
+from ssl_jax.types import DataConfig, InputError, read_text, shown
+
+MOST_VOXELS = 2**31  # of one file; as float32 they take 8 GiB
+_DEFLATE_RATIO = 1032  # the most by which gzip, zip and HDF5's gzip filter make anything smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +96,11 @@ def unknown_name(key: str, value: str, known: Iterable[str]) -> InputError:
 
 def check_root(root: str, advice: str) -> Path:
   """Returns the data folder as a path; raises `InputError` with `advice` (what it is, where it is had) when it is not there."""
-  path = Path(root).expanduser()
-  if root and path.is_dir():
-    return path
-  problem = f"data.root={root!r} is no folder" if root else "data.root is not set"
+  with contextlib.suppress(OSError, RuntimeError):  # a name that is too long, the home of a user who does not exist
+    path = Path(root).expanduser()
+    if root and path.is_dir():
+      return path
+  problem = f"data.root={shown(root)} is no folder" if root else "data.root is not set"
   raise InputError(f"{problem}: {advice} To try ssl_jax without any data, run --config=configs/quickstart.py.")
 
 
@@ -119,24 +128,24 @@ def read_list(path: Path) -> tuple[str, ...] | None:
   """Case names of a list file, one a line, or `None` when there is no such file.
 
   Raises:
-    InputError: a name repeats or would lead out of the data folder.
+    InputError: it is no text file, or a name repeats or would lead out of the data folder.
   """
-  if not path.is_file():
+  if not os.path.lexists(path):
     return None
-  names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+  names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
   for name in names:
     check_relative(name, path)
-  repeated = sorted({name for name in names if names.count(name) > 1})
+  repeated = sorted(name for name, count in Counter(names).items() if count > 1)
   if repeated:
-    raise InputError(f"{path}: {repeated[0]!r} is listed more than once; keep one line for each case")
+    raise InputError(f"{path}: {shown(repeated[0])} is listed more than once; keep one line for each case")
   return names
 
 
 def check_relative(entry: str, where: Path) -> None:
   """Raises `InputError` when a path written in the file `where` would lead out of the data folder."""
   path = PurePosixPath(entry.replace("\\", "/"))
-  if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-    raise InputError(f"{where}: entry {entry!r} leads out of the data folder; write plain case names")
+  if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    raise InputError(f"{where}: entry {shown(entry)} leads out of the data folder; write plain case names")
 
 
 def resolve_lists(
@@ -156,7 +165,7 @@ def resolve_lists(
   for key in ("train_list", "test_list"):
     name, default = getattr(cfg, key), getattr(DataConfig, key)
     candidates = [root / name] if name != default else [root / Path(default).with_suffix(ending) for ending in endings]
-    file = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    file = next((candidate for candidate in candidates if os.path.lexists(candidate)), candidates[0])
     listed = read_list(file)
     if listed is None and name != default:
       raise InputError(f"data.{key}: {file} does not exist; write one case name a line, or drop the option")
@@ -165,7 +174,7 @@ def resolve_lists(
     if absent:
       near = difflib.get_close_matches(absent[0], sorted(known), n=1)
       hint = f" (nearest: {near[0]!r})" if near else ""
-      raise InputError(f"{file}: {len(absent)} of {len(listed or ())} entries have no data under {root}, first {absent[0]!r}{hint}")
+      raise InputError(f"{file}: {len(absent)} of {len(listed or ())} entries have no data under {root}, first {shown(absent[0])}{hint}")
     files.append(file)
     lists.append(listed)
   test = tuple(found_test) if lists[1] is None else lists[1]
@@ -207,14 +216,39 @@ def check_image(image: np.ndarray, file: Path) -> None:
 
 
 def check_affine(affine: np.ndarray, where: Path | str) -> None:
-  """Raises `InputError` when an affine f64[4, 4] cannot be inverted."""
-  if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+  """Raises `InputError` when an affine f64[4, 4] cannot be inverted or gives an axis no direction."""
+  if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0 or np.isnan(io_orientation(affine)).any():
     raise InputError(f"{where}: the header's affine is unusable, {affine.tolist()}; convert the scan again")
+
+
+def check_file(file: Path) -> None:
+  """Raises `InputError` when a path leads to no regular file: reading a folder fails, reading a pipe waits for ever."""
+  if not file.is_file():
+    raise InputError(f"{file} {'is no regular file' if file.exists() else 'does not exist'}; fetch it again")
+
+
+def check_size(shape: Sequence[int], itemsize: int, file: Path, *, compressed: bool) -> None:
+  """Raises `InputError` when a file cannot hold the voxels its header claims, or they are more than `MOST_VOXELS`; before any is read."""
+  voxels, most = math.prod(shape), file.stat().st_size * (_DEFLATE_RATIO if compressed else 1)
+  if min(shape, default=1) < 1:
+    raise InputError(f"{file}: its header claims the shape {tuple(shape)}; fetch it again")
+  if voxels * itemsize > most:
+    raise InputError(
+      f"{file} cannot be read, it is truncated: its header claims {tuple(shape)} voxels, more than it can hold; fetch it again"
+    )
+  check_voxels(shape, file)
+
+
+def check_voxels(shape: Sequence[int], where: Path | str) -> None:
+  """Raises `InputError` when there are more than `MOST_VOXELS`."""
+  if math.prod(shape) > MOST_VOXELS:
+    raise InputError(f"{where}: {' x '.join(map(str, shape))} voxels are more than the {MOST_VOXELS} that are read; crop or resample it")
 
 
 def check_label(label: np.ndarray, shape: tuple[int, ...], file: Path, known: Sequence[int]) -> np.ndarray:
   """Returns the label as u8; raises `InputError` when its shape is not the image's or a value is not in `known`."""
   problems = []
+  label = label.astype(np.uint8) if label.dtype == bool else label
   if label.shape != shape:
     problems.append(f"{file}: label shape {label.shape} differs from its image's {shape}; resample one onto the other")
   unexpected = np.setdiff1d(np.unique(label), np.asarray(known))

@@ -5,14 +5,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from ssl_jax.data import acdc, brats, la, pancreas, synapse
-from ssl_jax.data.case import Case, Source, attempt
+from ssl_jax.data.case import Case, Source, attempt, check_affine
 from ssl_jax.data.msd import list_nifti, survey_msd
+from ssl_jax.data.nifti import open_nifti
 from ssl_jax.data.sources import open_source
 from ssl_jax.types import DataConfig, InputError
 
@@ -187,14 +187,16 @@ def _header_problems(files: Sequence[Path]) -> Iterator[str]:
   """Compares where the headers of one case's NIfTI files place the corners of the volume."""
   headers = []
   for file in files:
+    if ".nii" not in file.suffixes:
+      continue
     try:
-      header: Any = nib.load(file) if ".nii" in file.suffixes else None
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
-      continue  # reading the case has said so
-    if header is not None and not (np.isfinite(header.affine).all() and np.linalg.det(header.affine[:3, :3])):
-      yield f"{file}: the header's affine is unusable, {header.affine.tolist()}; convert the scan again"
-    elif header is not None:
-      headers.append((file, header.affine, (*header.shape, 1, 1)[:3]))
+      with open_nifti(file) as (header, _):
+        affine, shape = header.affine, (*header.shape, 1, 1)[:3]
+      check_affine(affine, file)
+    except InputError as error:  # reading the case may have said so
+      yield str(error)
+    else:
+      headers.append((file, affine, shape))
   for file, affine, shape in headers[1:]:
     first, expected, same_shape = headers[0]
     corners = np.array([[*(np.array(corner) * (np.array(shape) - 1)), 1] for corner in np.ndindex(2, 2, 2)]).T

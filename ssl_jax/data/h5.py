@@ -11,12 +11,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ssl_jax.data.case import Case, Source, SourceBase, assemble_case, check_volumes, read_list
+from ssl_jax.data.case import Case, Source, SourceBase, assemble_case, check_affine, check_file, check_size, check_volumes, read_list
 from ssl_jax.data.preprocess import translation
 from ssl_jax.types import DataConfig, InputError, nearest
 
@@ -215,16 +216,42 @@ def _read_arrays(file: Path, spacing_mm: float) -> tuple[np.ndarray, np.ndarray 
     if "image" not in arrays:
       raise InputError(f"{file}: dataset 'image' is missing; fetch or import the case again")
     notes = arrays.attrs if isinstance(arrays, h5py.File) else arrays
-    affine = notes["affine"] if "affine" in notes else np.diag([spacing_mm] * 3 + [1.0])
-    label = arrays["label"][()] if "label" in arrays else None
-    return np.asarray(arrays["image"][()], np.float32), label, np.asarray(affine)
+    affine = np.asarray(notes["affine"] if "affine" in notes else np.diag([spacing_mm] * 3 + [1.0]))
+    if affine.shape != (4, 4) or affine.dtype.kind not in "iuf":
+      raise InputError(
+        f"{file}: 'affine' has shape {affine.shape} of {affine.dtype}, expected 4 x 4 numbers; fetch or import the case again"
+      )
+    check_affine(affine, file)
+    image, label = _array(arrays, "image", file), _array(arrays, "label", file) if "label" in arrays else None
+    return image.astype(np.float32), label, affine.astype(np.float64)
 
   return _read(file, read)
 
 
+def _array(arrays: Any, key: str, file: Path) -> np.ndarray:
+  """Reads one array of real numbers, which must lie in this very file: HDF5 can also point to others."""
+  if isinstance(arrays, h5py.File):
+    array = _dataset(arrays, key, file)
+  else:
+    check_size((arrays.zip.getinfo(f"{key}.npy").file_size,), 1, file, compressed=True)
+    array = arrays[key]
+  if getattr(array, "dtype", np.dtype(object)).kind not in "biuf":
+    raise InputError(f"{file}: {key!r} is no array of real numbers; fetch or import the case again")
+  return array
+
+
+def _dataset(arrays: h5py.File, key: str, file: Path) -> np.ndarray:
+  found = arrays[key] if isinstance(arrays.get(key, getlink=True), h5py.HardLink) else None
+  if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external or found.shape is None:
+    raise InputError(f"{file} cannot be read, {key!r} is no array in this file; fetch or import the case again")
+  check_size(found.shape, found.dtype.itemsize, file, compressed=True)
+  return found[()]
+
+
 @contextlib.contextmanager
 def _open(file: Path) -> Iterator[Any]:
-  with np.load(file) if file.suffix == ".npz" else h5py.File(file, "r") as arrays:
+  check_file(file)
+  with np.load(file, allow_pickle=False) if file.suffix == ".npz" else h5py.File(file, "r") as arrays:
     yield arrays
 
 
@@ -234,6 +261,18 @@ def _read(file: Path, read: Callable[[Any], Any]) -> Any:
       return read(arrays)
   except InputError:
     raise
-  except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     kind = "NumPy's npz" if file.suffix == ".npz" else "HDF5"
-    raise InputError(f"{file} cannot be read, it is truncated or not {kind}: {error}; fetch it again") from error
+    reason = " ".join(str(error).split())
+    raise InputError(f"{file} cannot be read, it is truncated or not {kind}: {reason}; fetch it again") from error

@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.data.case import Case, SourceBase, assemble_case, check_root, check_volumes, find_cases, resolve_lists
+from ssl_jax.data.case import (
+  Case,
+  SourceBase,
+  assemble_case,
+  check_affine,
+  check_file,
+  check_root,
+  check_size,
+  check_volumes,
+  find_cases,
+  resolve_lists,
+)
 from ssl_jax.data.h5 import H5Source, import_cases
 from ssl_jax.data.preprocess import bounding_box, translation
 from ssl_jax.types import DataConfig, InputError
@@ -21,6 +32,13 @@ _SPACING_MM = 0.625
 _MIN_SIDE = (112, 112)  # the crop holds at least the published patch in-plane; the third axis is kept whole
 H5_PATTERN, RAW_PATTERN = "{}/mri_norm2.h5", "{}/lgemri.nrrd"
 _RAW_LABEL = "laendo.nrrd"
+_DETACHED = {"data file", "datafile"}  # header fields that name files of voxels, anywhere on the disk
+_ENCODINGS = ("raw", "gzip", "gz")
+_TO_RAS = {
+  **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
+  **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
+  **dict.fromkeys(("left-posterior-superior", "lps"), (-1.0, -1.0, 1.0)),
+}
 _ADVICE_RAW = (
   "source 'la_nrrd' reads the raw Left Atrium benchmark (2018 Atrial Segmentation Challenge, registration at "
   "https://www.cardiacatlas.org/atriaseg2018-challenge/); unpack it so that FOLDER/<case>/lgemri.nrrd exists and pass "
@@ -54,7 +72,7 @@ class LaNrrdSource(SourceBase):
     files = self.files(name)
     raw, header = _read_nrrd(files[0])
     image = raw.astype(np.float32)
-    affine = _nrrd_affine(header)
+    affine = _nrrd_affine(header, files[0])
     label = check_volumes(image, _read_nrrd(files[1])[0] if len(files) > 1 else None, files, (0, 255))
     image = (image - image.mean(dtype=np.float64)) / max(image.std(dtype=np.float64), 1e-8)
     if label is not None:
@@ -125,17 +143,41 @@ def _read_nrrd(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
   except ImportError as error:
     raise InputError(f"{file}: reading NRRD needs pynrrd; run `pip install pynrrd`") from error
   try:
-    return nrrd.read(str(file))
-  except (OSError, EOFError, ValueError, zlib.error, nrrd.NRRDError) as error:
-    raise InputError(f"{file} cannot be read, it is truncated or not NRRD: {error}; fetch it again") from error
+    check_file(file)
+    with file.open("rb") as stream:
+      header = nrrd.read_header(stream)
+      if not _DETACHED.isdisjoint(header):
+        raise InputError(f"{file}: its voxels lie in another file, which is not read; save them in one")
+      if header["encoding"] not in _ENCODINGS or header["type"] == "block":
+        raise InputError(f"{file}: {header['encoding']} of {header['type']} is not read; save real numbers, raw or with gzip")
+      check_size([int(side) for side in header["sizes"]], 1, file, compressed=True)
+      return nrrd.read_data(header, stream, str(file)), header
+  except InputError:
+    raise
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    StopIteration,
+    zlib.error,
+    nrrd.NRRDError,
+  ) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(f"{file} cannot be read, it is truncated or not NRRD: {reason}; fetch it again") from error
 
 
-def _nrrd_affine(header: dict[str, Any]) -> np.ndarray:
+def _nrrd_affine(header: dict[str, Any], file: Path) -> np.ndarray:
   """Voxel index -> RAS mm; NRRD stores one direction a row, mostly in LPS."""
   affine = np.eye(4)
   directions = np.asarray(header.get("space directions", np.eye(3) * _SPACING_MM), float)
-  affine[:3, :3] = directions.T
-  affine[:3, 3] = header.get("space origin", np.zeros(3))
-  if str(header.get("space", "")).lower() in ("left-posterior-superior", "lps"):
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-  return affine
+  origin = np.asarray(header.get("space origin", np.zeros(3)), float)
+  space = str(header.get("space", "ras")).lower()
+  if directions.shape != (3, 3) or origin.shape != (3,) or space not in _TO_RAS:
+    raise InputError(f"{file}: 'space', 'space directions' and 'space origin' are not those of a 3D volume in mm; convert it again")
+  affine[:3, :3], affine[:3, 3] = directions.T, origin
+  check_affine(affine, file)
+  return np.diag([*_TO_RAS[space], 1.0]) @ affine

@@ -12,7 +12,7 @@ is used.
 """
 
 import dataclasses
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -24,6 +24,7 @@ from ssl_jax.data.case import (
   Case,
   SourceBase,
   attempt,
+  check_affine,
   check_image,
   check_label,
   check_relative,
@@ -33,7 +34,7 @@ from ssl_jax.data.case import (
   resolve_lists,
 )
 from ssl_jax.data.nifti import read_nifti
-from ssl_jax.types import DataConfig, InputError
+from ssl_jax.types import DataConfig, InputError, read_json, shown
 
 _ADVICE = (
   "source 'msd' reads a folder with imagesTr, labelsTr and dataset.json, the layout of nnU-Net and of the Medical Segmentation Decathlon "
@@ -80,7 +81,16 @@ class MsdSource(SourceBase):
       label = attempt(problems, check_label, raw, shape, found.label, range(self.num_classes))
     raise_all(problems)
     _, affine, spacing = scans[0]
+    _check_grid(affine, spacing[: image.ndim - 1], found.images[0])
     return Case(name, np.ascontiguousarray(image), label, spacing[: image.ndim - 1], affine)
+
+
+def _check_grid(affine: np.ndarray, spacing: Sequence[float], file: Path) -> None:
+  """Raises `InputError` when voxels have no place or size; the third axis of a plane need not have any."""
+  if len(spacing) == 3 or not np.isfinite(affine).all():
+    check_affine(affine, file)
+  if not all(0 < side < math.inf for side in spacing):
+    raise InputError(f"{file}: the header's voxel size is unusable, {tuple(spacing)} mm; convert the scan again")
 
 
 def _drop_last(volume: np.ndarray) -> np.ndarray:
@@ -122,15 +132,14 @@ def survey_msd(cfg: DataConfig) -> tuple[MsdSource, list[str]]:
   file = root / "dataset.json"
   if not file.is_file():
     raise InputError(f"{file} does not exist; " + (f"write into it, for example: {_EXAMPLE}" if (root / "imagesTr").is_dir() else _ADVICE))
-  try:
-    description = json.loads(file.read_text(encoding="utf-8-sig"))
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise InputError(f"{file} is not valid JSON: {error}") from error
+  description = read_json(file)
   channels = _entry(description, ("channel_names", "modality"), file)
+  if channels.keys() != {str(channel) for channel in range(len(channels))}:
+    raise InputError(f'{file}: the channels are numbered {shown(list(channels))}; number them "0", "1", ... without gaps')
   class_names = _class_names(_entry(description, ("labels",), file), file)
   ending = description.get("file_ending", _ENDINGS[0])
   if ending not in _ENDINGS:
-    raise InputError(f"{file}: file_ending {ending!r} is not read, only {' and '.join(_ENDINGS)}; convert the scans")
+    raise InputError(f"{file}: file_ending {shown(ending)} is not read, only {' and '.join(_ENDINGS)}; convert the scans")
   problems: list[str] = []
   train = _find_cases(root, "Tr", len(channels), problems)
   test = _find_cases(root, "Ts", len(channels), problems)
@@ -158,13 +167,16 @@ def _entry(description: Any, keys: tuple[str, ...], file: Path) -> Mapping[str, 
 
 def _class_names(labels: Mapping[str, Any], file: Path) -> tuple[str, ...]:
   """Class names by value, from `{"0": "background"}` (old) or `{"background": 0}` (new)."""
-  try:
-    new_form = all(not str(key).isdigit() for key in labels)
-    names = {int(value): key for key, value in labels.items()} if new_form else {int(key): str(value) for key, value in labels.items()}
-  except (TypeError, ValueError) as error:
-    raise InputError(f"{file}: 'labels' must map names to single integers; region-based labels are not supported") from error
+  new_form = all(not key.isdecimal() for key in labels)
+  pairs = [(value, key) if new_form else (int(key) if key.isdecimal() else key, value) for key, value in labels.items()]
+  if not all(type(value) is int and isinstance(name, str) for value, name in pairs):
+    raise InputError(f"{file}: 'labels' must map names to single integers; region-based labels are not supported")
+  names = dict(pairs)
   if sorted(names) != list(range(len(labels))) or len(names) > 256:
-    raise InputError(f"{file}: 'labels' has values {sorted(names)}; they must run 0, 1, 2, ... without gaps, 0 = background")
+    raise InputError(f"{file}: 'labels' has values {shown(sorted(names))}; they must run 0, 1, 2, ... without gaps, 0 = background")
+  repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
+  if repeated:
+    raise InputError(f"{file}: 'labels' has {shown(repeated[0])} more than once; every class needs a name of its own")
   if "ignore" in names.values():
     raise InputError(f"{file}: 'labels' has an ignore label, which is not supported; leave partly labelled cases without a label file")
   return tuple(names[value] for value in range(len(names)))
@@ -252,6 +264,8 @@ def _in_order(name: str, images: Sequence[tuple[int | None, Path]], channels: in
 def _wrong_entries(entries: Any, cases: Mapping[str, _Files], file: Path) -> list[str]:
   """Every file that `training` names must be there; files it does not name are further, mostly unlabelled, cases."""
   problems: list[str] = []
+  if not isinstance(entries, list):
+    return [f"{file}: 'training' is no list; write the pairs of image and label, or remove it"]
   for entry in entries:
     pair = entry if isinstance(entry, dict) else {"image": str(entry)}
     if not isinstance(pair.get("image"), str):
@@ -263,9 +277,11 @@ def _wrong_entries(entries: Any, cases: Mapping[str, _Files], file: Path) -> lis
     problems += escaping
     if escaping:
       continue
-    name = _stem(Path(PurePosixPath(pair["image"])))
+    name, label = _stem(Path(PurePosixPath(pair["image"]))), pair.get("label")
     found = cases.get(name) or cases.get(re.sub(r"_\d{4}$", "", name))
-    absent = pair["image"] if found is None else pair["label"] if pair.get("label") and found.label is None else None
+    absent = pair["image"] if found is None else label if label and found.label is None else None
     if absent:
-      problems.append(f"{file}: 'training' names {absent!r}, which is not there; restore the file or remove the entry")
+      problems.append(f"{file}: 'training' names {shown(absent)}, which is not there; restore the file or remove the entry")
+    elif label and found and found.label and _stem(Path(str(label))) != _stem(found.label):
+      problems.append(f"{file}: 'training' pairs {shown(pair['image'])} with {shown(label)}; a label must be named like its image")
   return problems

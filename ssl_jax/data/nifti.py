@@ -1,12 +1,14 @@
 """Benchmarks that come as pairs of NIfTI files, an image and a label, somewhere below one folder."""
 
+import contextlib
 import dataclasses
+import gzip
 import logging
 import math
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,18 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-from ssl_jax.data.case import SourceBase, check_affine, check_volumes, spacing_of
+from ssl_jax.data.case import SourceBase, check_affine, check_file, check_size, check_volumes, spacing_of
 from ssl_jax.types import InputError
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it finds in a header is in the error that follows
+
+# Length of the header, in either byte order, which a file begins with.
+_KINDS: Mapping[bytes, Any] = {
+  length.to_bytes(4, order): kind for length, kind in ((348, nib.Nifti1Image), (540, nib.Nifti2Image)) for order in ("little", "big")
+}
+_MOST_PADDING = 1024  # bytes that may follow the voxels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +126,37 @@ def find_nifti(root: Path, folders: Sequence[str], naming: str) -> dict[str, Pat
 
 def read_nifti(file: Path, dtype: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
   """Returns a file's voxels, affine and spacing in mm; raises `InputError` when it is damaged."""
+  with open_nifti(file) as (scan, stream):
+    voxels = np.asanyarray(scan.dataobj, dtype=dtype)
+    if len(stream.read(_MOST_PADDING + 1)) > _MOST_PADDING:  # at the end gzip also compares its checksum
+      raise InputError(f"{file}: holds more than the {scan.shape} voxels its header claims; fetch it again")
+    return voxels, scan.affine, tuple(float(zoom) for zoom in scan.header.get_zooms())
+
+
+@contextlib.contextmanager
+def open_nifti(file: Path) -> Iterator[tuple[Any, Any]]:
+  """Yields an image with its header read and checked, its voxels not, and the stream it comes from.
+
+  Raises:
+    InputError: the file is damaged, also when that is found out while it is open.
+  """
+  check_file(file)
+  compressed = file.suffix.lower() == ".gz"
   try:
-    scan: Any = nib.load(file)
-    if scan.get_data_dtype().kind not in "biuf" or 0 in scan.shape:
-      raise InputError(f"{file}: shape {scan.shape} of {scan.get_data_dtype()} is not a scan; save real numbers, one per voxel and channel")
-    return np.asanyarray(scan.dataobj, dtype=dtype), scan.affine, tuple(float(zoom) for zoom in scan.header.get_zooms())
+    with gzip.open(file) if compressed else file.open("rb") as stream:
+      kind = _KINDS.get(stream.read(4))
+      if kind is None:
+        raise ValueError("it does not begin as one")
+      stream.seek(0)
+      scan = kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False)  # a mapped file that shrinks ends the interpreter
+      dtype = scan.get_data_dtype()
+      if dtype.kind not in "biuf" or min(scan.shape, default=0) < 1:
+        raise InputError(f"{file}: shape {scan.shape} of {dtype} is not a scan; save real numbers, one per voxel and channel")
+      check_size(scan.shape, dtype.itemsize, file, compressed=compressed)
+      yield scan, stream
   except InputError:
     raise
-  except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, ImageFileError, HeaderDataError) as error:
+  except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, ImageFileError, HeaderDataError, WrapStructError) as error:
     reason = " ".join(str(error).split()) or "its header asks for more memory than there is"
     raise InputError(f"{file} cannot be read, it is truncated or not NIfTI: {reason}; fetch it again") from error
 
@@ -149,7 +181,7 @@ def save_like(values: np.ndarray, like: Path, file: Path) -> None:
     affine, code = getattr(original.header, f"get_{form}")(coded=True)
     getattr(image, f"set_{form}")(affine, int(code))
   image.header.set_zooms((*zooms[:rank], *[1.0] * (values.ndim - rank)))
-  image.header.set_xyzt_units(*original.header.get_xyzt_units())
+  image.header["xyzt_units"] = int(original.header["xyzt_units"]) % 256  # also codes that mean nothing
   partial = file.with_name(f".partial_{file.name}")
   try:
     nib.save(image, partial)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.data.case import Case, assemble_case, check_root, find_cases, resolve_lists, spacing_of
+from ssl_jax.data.case import Case, assemble_case, check_root, check_voxels, find_cases, resolve_lists, spacing_of
 from ssl_jax.data.h5 import H5Source, import_cases, write_list
 from ssl_jax.data.nifti import NiftiSource, find_nifti
-from ssl_jax.data.preprocess import bounding_box, resample, translation
+from ssl_jax.data.preprocess import bounding_box, resample, resampled_shape, translation
 from ssl_jax.types import DataConfig, InputError
 
 WINDOW_HU = (-125.0, 275.0)  # [C] CoraNet, MC-Net
@@ -74,6 +74,7 @@ class PancreasNiftiSource(NiftiSource):
     """
     image, label, affine = self.read(name, (0, 1))
     spacing = spacing_of(affine)
+    check_voxels(resampled_shape(image.shape, spacing, TARGET_MM), self.images[name])
     box = None
     if label is not None:
       label = resample(label, spacing, TARGET_MM, order=0)

@@ -7,6 +7,7 @@ keep one arrangement, but pose, size, shape, contrast, gain, offset, bias field 
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from scipy.ndimage import gaussian_filter
 
 from ssl_jax.data.case import Case
 from ssl_jax.types import InputError, PhantomConfig
+
+_MOST_VOXELS, _MOST_SCANS = 2**24, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +32,10 @@ class PhantomSource:
     """Raises `InputError` when the configuration makes no sense."""
     if len(self.cfg.shape) not in (2, 3) or min(self.cfg.shape) < 16:
       raise InputError(f"data.phantom.shape={self.cfg.shape} must have 2 or 3 sides of at least 16 voxels")
-    if self.cfg.num_train < 1 or self.cfg.num_test < 0 or self.cfg.seed < 0:
-      raise InputError("data.phantom needs num_train >= 1, num_test >= 0 and seed >= 0")
+    if math.prod(self.cfg.shape) > _MOST_VOXELS:
+      raise InputError(f"data.phantom.shape={self.cfg.shape} has more than {_MOST_VOXELS} voxels")
+    if not (1 <= self.cfg.num_train <= _MOST_SCANS and 0 <= self.cfg.num_test <= _MOST_SCANS and self.cfg.seed >= 0):
+      raise InputError(f"data.phantom needs 1 <= num_train <= {_MOST_SCANS}, 0 <= num_test <= {_MOST_SCANS} and seed >= 0")
 
   @property
   def train_names(self) -> tuple[str, ...]:

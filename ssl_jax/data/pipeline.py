@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ssl_jax.data.case import Source
+from ssl_jax.data.case import Case, Source
 from ssl_jax.data.split import Split
 from ssl_jax.data.transforms import draw_view
 from ssl_jax.types import DataConfig, InputError
@@ -33,6 +33,7 @@ class _WeakView(grain.transforms.RandomMap):
 
   def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
     case = self.source.load(self.names[element])
+    _check_rank(self.cfg, case)
     label = case.label if self.with_label else None
     image, label = draw_view(self.cfg.view, case.image, label, self.cfg.patch, rng, self.cfg.intensity_jitter)
     crop: dict[str, Any] = {"image": image, "index": np.int32(element)}
@@ -153,10 +154,14 @@ def batches(
 
 def check_patch(cfg: DataConfig, source: Source, split: Split) -> None:
   """Raises `InputError` when the first labelled case has another rank than `cfg.patch`."""
-  shape = source.load(split.labelled[0]).image.shape[:-1]
+  _check_rank(cfg, source.load(split.labelled[0]))
+
+
+def _check_rank(cfg: DataConfig, case: Case) -> None:
+  shape = case.image.shape[:-1]
   if len(cfg.patch) == len(shape) and min(cfg.patch) >= 1:
     return
-  problem = f"data.patch={cfg.patch} does not fit scans of rank {len(shape)}, such as {split.labelled[0]!r} of shape {shape}"
+  problem = f"data.patch={cfg.patch} does not fit scans of rank {len(shape)}, such as {case.name!r} of shape {shape}"
   advice = "; set config.data.slices=True to train a 2D network on their slices" if (len(cfg.patch), len(shape)) == (2, 3) else ""
   raise InputError(problem + advice)
 

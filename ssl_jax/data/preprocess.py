@@ -7,7 +7,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
-from ssl_jax.data.case import Case, check_affine
+from ssl_jax.data.case import Case, check_affine, check_voxels
 from ssl_jax.types import InputError
 
 _NEGLIGIBLE_VOX = 0.01  # how far rounding in headers may move a scan's last voxel before resampling is worth its blur
@@ -47,6 +47,7 @@ def resample_case(case: Case, target_mm: Sequence[float]) -> Case:
   step = [new / old for new, old in zip(spacing, case.spacing, strict=True)]
   if all(abs(s - 1) * side < _NEGLIGIBLE_VOX for s, side in zip(step, case.image.shape, strict=False)):
     return case
+  check_voxels(resampled_shape(case.image.shape, case.spacing, spacing), case.name)
   channels = [resample(case.image[..., c], case.spacing, spacing, order=1) for c in range(case.image.shape[-1])]
   label = None if case.label is None else resample(case.label, case.spacing, spacing, order=0)
   affine = case.affine @ np.diag([*step, *[1.0] * (4 - len(step))])
@@ -152,6 +153,12 @@ def translation(offset_vox: Sequence[int]) -> np.ndarray:
   return shift
 
 
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target_mm: float | Sequence[float]) -> tuple[int, ...]:
+  """Sides of a scan at another spacing, see `resample`."""
+  steps = np.broadcast_to(target_mm, len(spacing)) / np.asarray(spacing)
+  return tuple(max(round(float(side / step)), 1) for side, step in zip(shape, steps, strict=False))
+
+
 def resample(
   volume: np.ndarray, spacing: Sequence[float], target_mm: float | Sequence[float], order: int, box: tuple[slice, ...] | None = None
 ) -> np.ndarray:
@@ -171,7 +178,7 @@ def resample(
   """
   step_vox = np.broadcast_to(target_mm, len(spacing)) / np.asarray(spacing)
   if box is None:
-    box = tuple(slice(0, max(round(float(side / step)), 1)) for side, step in zip(volume.shape, step_vox, strict=True))
+    box = tuple(slice(0, side) for side in resampled_shape(volume.shape, spacing, target_mm))
   start = step_vox * [part.start for part in box]
   shape = tuple(part.stop - part.start for part in box)
   return ndimage.affine_transform(volume, np.diag(step_vox), start, shape, order=order, mode="nearest", prefilter=False)

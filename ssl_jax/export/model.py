@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,29 @@ import jax
 import jax.export  # not loaded by `import jax`
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from ssl_jax import config, data
 from ssl_jax.inference import Predictor, whole_scan
 from ssl_jax.segment import Segment, Segmented, segment_case, segment_files
-from ssl_jax.types import Array, DataConfig, EvalConfig, InputError
+from ssl_jax.types import Array, DataConfig, EvalConfig, InputError, read_json
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION, WEIGHTS, PROGRAM = "model.json", "weights.safetensors", "predict.stablehlo"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version:
+  format: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+  class_names: tuple[str, ...]
+  channels: int
+  data: DataConfig
+  eval: EvalConfig
+  sha256: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,23 +119,37 @@ def load(folder: str | Path) -> Model:
   for name in (DESCRIPTION, WEIGHTS, PROGRAM):
     if not (folder / name).is_file():
       raise InputError(f"{folder / name} is not there: {folder} is no exported model; make one with --mode=export")
+  description, facts = _describe(folder / DESCRIPTION)
+  # XLA reads programs in native code, which a damaged one may bring down: only what was exported gets there.
+  weights, program = (_unchanged(folder / name, description.sha256) for name in (WEIGHTS, PROGRAM))
   try:
-    facts = json.loads((folder / DESCRIPTION).read_text())
-    version = facts["format"]
-    if version != FORMAT:
-      raise InputError(f"{folder / DESCRIPTION}: format {version} is not read, only {FORMAT}; export the run again")
-    classes, channels, groups = tuple(facts["class_names"]), int(facts["channels"]), (facts["data"], facts["eval"])
-  except (ValueError, KeyError, TypeError) as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{folder / DESCRIPTION}: damaged ({error!r}); export the run again") from error
-  settings = config.parse(DataConfig, groups[0], "data"), config.parse(EvalConfig, groups[1], "eval")
-  try:
-    weights = safetensors.numpy.load_file(folder / WEIGHTS)
-  except (safetensors.SafetensorError, OSError) as error:
+    arrays = safetensors.numpy.load(weights)
+  except Exception as error:  # SafetensorError has no narrower base; a dtype that NumPy lacks raises KeyError
     raise InputError(f"{folder / WEIGHTS}: cannot be read as safetensors ({error}); export the run again") from error
   try:
-    program = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+    exported = jax.export.deserialize(bytearray(program))
   except Exception as error:  # a damaged file raises whatever the reader of its format stumbles over
     raise InputError(f"{folder / PROGRAM}: cannot be read as a program of jax.export ({error!r}); export the run again") from error
-  return Model(classes, channels, *settings, weights, program, facts)
+  return Model(description.class_names, description.channels, description.data, description.eval, arrays, exported, facts)
+
+
+def _describe(file: Path) -> tuple[_Description, dict[str, Any]]:
+  facts = read_json(file)
+  try:
+    version = config.parse_known(_Version, facts, "model").format
+    if version == FORMAT:
+      found = config.parse_known(_Description, facts, "model")
+      if found.channels < 1 or not 2 <= len(found.class_names) <= 256:
+        raise InputError(f"{found.channels} channels and {len(found.class_names)} classes")
+      return found, facts
+  except InputError as error:
+    raise InputError(f"{file}: damaged ({error}); export the run again") from error
+  raise InputError(f"{file}: format {version} is not read, only {FORMAT}; export the run again")
+
+
+def _unchanged(file: Path, sha256: Mapping[str, str]) -> bytes:
+  """The content of a file whose checksum is the one that was recorded when it was written."""
+  content = file.read_bytes()
+  if hashlib.sha256(content).hexdigest() != sha256.get(file.name):
+    raise InputError(f"{file}: not the file that was exported, its checksum differs from that in {DESCRIPTION}; export the run again")
+  return content

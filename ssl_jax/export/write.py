@@ -1,6 +1,7 @@
 """Writes a run's predictor as a folder that stands alone."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -63,9 +64,11 @@ def write_model(cfg: Config, workdir: Path, output: Path) -> Path:
   try:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    safetensors.numpy.save_file(weights, partial / WEIGHTS)
-    (partial / PROGRAM).write_bytes(program.serialize())
-    (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    files = {WEIGHTS: safetensors.numpy.save(weights), PROGRAM: bytes(program.serialize())}
+    for name, content in files.items():
+      (partial / name).write_bytes(content)
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    (partial / DESCRIPTION).write_text(json.dumps({**description, "sha256": checksums}, indent=2) + "\n")
     os.replace(partial, output)
   except OSError as error:
     raise InputError(f"--output: {output} cannot be written ({error.strerror}); name another folder") from error

@@ -6,12 +6,12 @@ No file is ever unpickled into arbitrary objects.
 
 import argparse
 import importlib
-import pickle
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,7 +238,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return {key: arrays[key] for key in arrays.files}
-  except (ValueError, EOFError, OSError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise InputError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
 
 

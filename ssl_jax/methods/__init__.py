@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from ssl_jax.types import InputError, nearest
+from ssl_jax.types import InputError, nearest, shown
 
 
 def names() -> tuple[str, ...]:
@@ -16,12 +16,12 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
 
 
-def load(name: str) -> ModuleType:
+def load(name: object) -> ModuleType:
   """Returns the module of a method.
 
   Raises:
     InputError: no such method; the message says the nearest name.
   """
   if name not in names():
-    raise InputError(f"config.method.name: no method {name!r}; {nearest(name, names())}")
+    raise InputError(f"config.method.name: no method {shown(name)}; {nearest(str(name), names())}")
   return importlib.import_module(f"{__name__}.{name}")

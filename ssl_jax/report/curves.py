@@ -1,6 +1,5 @@
 """Figures of what training wrote to `metrics.jsonl`: losses, validation, pseudo-labels."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ssl_jax.report import canvas
-from ssl_jax.types import InputError
+from ssl_jax.types import InputError, parse_json, read_text, shown
 
 History = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Metric -> the steps at which it was written, ascending, and its values."""
@@ -25,17 +24,19 @@ def read_history(file: Path) -> History:
     InputError: a line is no JSON object with a step; a last line that was cut off is passed over.
   """
   found: dict[str, dict[int, float]] = {}
-  lines = file.read_text().splitlines()
+  lines = read_text(file).splitlines()
   for number, line in enumerate(lines, start=1):
     try:
-      values = json.loads(line)
-      step = int(values.pop("step"))
+      values = parse_json(line, "it")
+      step = values.pop("step")
+      if type(step) is not int or abs(step) >= 2**31:
+        raise ValueError(f"step {shown(step)}")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
       if number == len(lines):
         break
       raise InputError(f"{file}: line {number} is no line of metrics ({error!r}); delete it") from error
     for name, value in values.items():
-      if isinstance(value, int | float):
+      if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
         found.setdefault(name, {})[step] = float(value)
   return {name: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)])) for name, at in found.items()}
 

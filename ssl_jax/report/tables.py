@@ -10,6 +10,7 @@ from ssl_jax.metrics import METRICS, interval, of_class
 from ssl_jax.report.published import Published, find
 from ssl_jax.report.render import Cell, Number, Table, render
 from ssl_jax.report.results import values_of
+from ssl_jax.types import InputError
 
 SPREADS = ("auto", "cases", "seeds", "bootstrap", "interval")
 UNITS = ("voxels", "mm")
@@ -157,7 +158,7 @@ def _cell(row: Sequence[Result], name: str, spread: str, unit: str) -> Number:
       low, high = interval(of_cases[~np.isnan(of_cases)])
       return Number(mean, interval=(scale * low, scale * high))
   except KeyError as error:
-    raise ValueError(f"{label(row[0])}: the results have no distances in {unit}; evaluate again") from error
+    raise InputError(f"{row[0].get('file', label(row[0]))}: the results have no distances in {unit}; evaluate again") from error
   if spread == "seeds":
     # One seed has no spread; saying 0 would claim that seeds do not matter.
     return Number(mean, scale * float(np.std([summary["mean"] for summary in summaries], ddof=1)) if len(row) > 1 else None)
