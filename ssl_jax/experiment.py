@@ -19,10 +19,10 @@ from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState
+from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, write_whole
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
-_FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
+_FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "shard_state", "hang_s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Experiment:
     """The devices that share the batch."""
     train = self.cfg.train
     return sharding.data_mesh(train.batch_labelled, train.batch_unlabelled, train.batch_synthetic)
+
+  @property
+  def state_sharding(self) -> PyTree:
+    """Where every leaf of the state lies."""
+    return sharding.of_state(self.mesh, self.abstract_state, self.cfg.train.shard_state)
 
   @property
   def num_steps(self) -> int:
@@ -202,7 +207,7 @@ def restore(experiment: Experiment, workdir: Path) -> TrainState:
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
-  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.select)
+  state = checkpoints.restore(experiment.abstract_state, experiment.state_sharding, experiment.select)
   checkpoints.close()
   return state
 
@@ -239,8 +244,8 @@ def record(experiment: Experiment, workdir: Path) -> None:
     "channels": experiment.source.channels,
     "class_names": experiment.source.class_names,
   }
-  file.write_text(config.to_json(cfg))
-  (workdir / "run.json").write_text(json.dumps(run, indent=2))
+  write_whole(workdir / "run.json", json.dumps(run, indent=2))
+  write_whole(file, config.to_json(cfg))
 
 
 def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
