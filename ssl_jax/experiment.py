@@ -132,9 +132,10 @@ def open_run(cfg: Config, workdir: Path) -> Experiment:
   """Opens a run from its folder alone, without its data, to predict; its source has channels and classes but no cases.
 
   Raises:
-    InputError: the folder holds no run, or `cfg` is wrong.
+    InputError: the folder holds no run, one of another configuration, or `cfg` is wrong.
   """
   build = _builder(cfg)
+  _refuse_another(cfg, workdir)
   file = workdir / "run.json"
   try:
     run = json.loads(file.read_text())
@@ -219,14 +220,8 @@ def record(experiment: Experiment, workdir: Path) -> None:
     InputError: `workdir` holds a run whose configuration differs, naming the first key that does.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  cfg, file = experiment.cfg, workdir / "config.json"
-  current = json.loads(config.to_json(cfg))
-  if file.exists():
-    difference = _first_difference(_fixed_part(json.loads(config.to_json(config.from_json(file)))), _fixed_part(current), "config")
-    if difference:
-      raise InputError(
-        f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it"
-      )
+  cfg = experiment.cfg
+  _refuse_another(cfg, workdir)
   if jax.process_index() != 0:
     return
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -245,7 +240,18 @@ def record(experiment: Experiment, workdir: Path) -> None:
     "class_names": experiment.source.class_names,
   }
   write_whole(workdir / "run.json", json.dumps(run, indent=2))
-  write_whole(file, config.to_json(cfg))
+  write_whole(workdir / "config.json", config.to_json(cfg))
+
+
+def _refuse_another(cfg: Config, workdir: Path) -> None:
+  file = workdir / "config.json"
+  if not file.exists():
+    return
+  old, new = (_fixed_part(json.loads(config.to_json(c))) for c in (config.from_json(file), cfg))
+  if difference := _first_difference(old, new, "config"):
+    raise InputError(
+      f"{workdir}: this folder holds a run with another configuration ({difference}); leave the override out, or choose another --workdir"
+    )
 
 
 def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
