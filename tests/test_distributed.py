@@ -11,33 +11,30 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT
+from ssl_jax.core import distributed
+from tests.helpers import ROOT, forked, phases, tiny_config, with_train, write_config
 
 STEPS = 20
 # XLA starts independent collectives of a short step in any order on pretended devices, and waits for ever when two disagree.
-XLA_FLAGS = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+ORDERED = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false"}
 
 
-def start(method, workdir, processes=1, devices=1, stop_after=0, **env):
-  """Starts the processes of one run."""
+def run(config, workdir, processes=1, devices=1, stop_after=0, *flags):
+  """Returns the jobs of the processes of one run."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  command = [sys.executable, "-m", "tests.distributed_child", method, str(workdir), str(stop_after)]
-  shared = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": XLA_FLAGS, **env}
+  argv = [config, f"--workdir={workdir}", *flags, *(["--distributed"] if processes > 1 else [])]
   joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
-  return [
-    subprocess.Popen(
-      command, cwd=ROOT, env={**shared, **joined, "JAX_PROCESS_ID": str(k)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for k in range(processes)
-  ]
+  job = {"argv": argv, "devices": devices, "stand_ins": True, "stop_after": stop_after}
+  return [{**job, "env": {**joined, "JAX_PROCESS_ID": str(k)} if joined else {}} for k in range(processes)]
 
 
-def finish(running, expected=0, timeout=200):
-  errors = [process.communicate(timeout=timeout)[1] for process in running]
-  assert [process.returncode for process in running] == [expected] * len(running), errors
-  return errors
+def config(method, folder, steps=STEPS, **train):
+  names = phases(method)
+  sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if method == "cmems" else 0}
+  settings = {"phases": tuple((name, steps // len(names)) for name in names), "log_every_steps": 1, "checkpoint_every_steps": 5, **sizes}
+  return write_config(with_train(tiny_config(method), **settings | train), folder / "config.py")
 
 
 def losses(workdir):
@@ -49,62 +46,58 @@ def same(found, expected):
   np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
-def wait_for(workdir, step, running):
-  while not (workdir / "metrics.jsonl").exists() or max(losses(workdir), default=0) < step:
-    time.sleep(0.05)
-    assert all(process.poll() is None for process in running), [process.communicate()[1] for process in running]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-  """Method -> losses on one device, made once."""
-  found = {}
-
-  def of(method):
-    if method not in found:
-      workdir = tmp_path_factory.mktemp(method)
-      finish(start(method, workdir))
-      found[method] = losses(workdir)
-    return found[method]
-
-  return of
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["crln", "caml"])
-def test_two_processes_of_two_devices_are_one_of_four_and_one_of_one(method, tmp_path, alone):
-  for name, processes, devices in (("one", 1, 4), ("two", 2, 2)):
-    finish(start(method, tmp_path / name, processes, devices))
-    same(losses(tmp_path / name), alone(method))
+def test_processes_and_devices_change_no_loss(method, tmp_path):
+  """1 × 1 = 1 × 4 = 2 × 2, and for CRLN one run that goes 1 -> 4 -> 2 devices -> 2 processes with a divided state."""
+  file, moved = config(method, tmp_path), tmp_path / "moved"
+  shape = {"one": (1, 1), "four": (1, 4), "two": (2, 2)}
+  groups = [run(file, tmp_path / name, *number) for name, number in shape.items()]
+  if method == "crln":
+    split = "--config.train.shard_state=True"
+    groups += [run(file, moved, 1, 1, 5), run(file, moved, 1, 4, 10), run(file, moved, 1, 2, 15, split), run(file, moved, 2, 1, 0, split)]
+  statuses = iter(forked(*groups, env=ORDERED, timeout=600))
+  for group in groups:
+    for job in group:
+      status, error = next(statuses)
+      assert status == (75 if job["stop_after"] else 0), error
+  for name in ("four", "two", *(["moved"] if method == "crln" else [])):
+    same(losses(tmp_path / name), losses(tmp_path / "one"))
+  results = [(tmp_path / name / "results_student.json").read_text() for name in shape]
+  dice = [json.loads(text)["summary"]["dice"]["mean"] for text in results]
+  np.testing.assert_allclose(dice, dice[0], atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_numbers_of_devices_and_processes(tmp_path, alone):
-  """1 -> 4 -> 2 devices -> 2 processes, the last with optimizer and teacher divided."""
-  finish(start("crln", tmp_path, stop_after=5), 75)
-  finish(start("crln", tmp_path, devices=4, stop_after=10), 75)
-  finish(start("crln", tmp_path, devices=2, stop_after=15, SHARD_STATE="1"), 75)
-  finish(start("crln", tmp_path, processes=2, SHARD_STATE="1"))
-  same(losses(tmp_path), alone("crln"))
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path):
-  many = {"STEPS": "4000"}
-  running = start("crln", tmp_path, 2, 1, **many)
-  wait_for(tmp_path, 3, running)
-  running[1].send_signal(signal.SIGTERM)
-  finish(running, 75)
-  assert (tmp_path / "checkpoints" / str(max(losses(tmp_path)))).is_dir()
-
-
-@pytest.mark.slow
-def test_when_one_process_dies_the_other_ends_too_and_the_run_resumes(tmp_path):
-  many = {"STEPS": "100"}
-  running = start("crln", tmp_path, 2, 1, **many)
-  wait_for(tmp_path, 7, running)
-  running[1].kill()
-  error = running[0].communicate(timeout=200)[1]
-  assert running[0].returncode not in (0, 2, 75), error
-  finish(start("crln", tmp_path, 2, 1, **many))
-  assert max(losses(tmp_path)) == 100
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_one_process_ends_both_and_the_run_resumes(number, tmp_path):
+  workdir = tmp_path / "run"
+  file = config("mean_teacher", tmp_path, 60, checkpoint_every_steps=1)
+  jobs = run(file, workdir, 2)
+  running = subprocess.Popen(
+    [sys.executable, "-m", "tests.forked"],
+    cwd=ROOT,
+    env={**os.environ, **ORDERED},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  running.stdin.write(json.dumps([jobs]))
+  running.stdin.close()
+  while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 5:
+    time.sleep(0.05)
+    assert running.poll() is None, running.stdout.read()
+  children = subprocess.run(["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True, check=True).stdout.split()
+  os.kill(int(children[-1]), number)
+  (first, error), (second, _) = json.loads(running.stdout.read())
+  if number == signal.SIGTERM:
+    assert (first, second) == (75, 75), error
+    assert (workdir / "checkpoints" / str(max(losses(workdir)))).is_dir()
+  else:
+    assert second == -signal.SIGKILL and first in (distributed.EXIT_HUNG, -signal.SIGABRT), (
+      first,
+      error,
+    )  # whoever notices first, we or JAX
+  again = forked(run(file, workdir, 2), env=ORDERED)
+  assert [status for status, _ in again] == [0, 0], again
+  assert max(losses(workdir)) == 60
