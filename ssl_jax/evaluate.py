@@ -5,7 +5,7 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from ssl_jax import metrics
+from ssl_jax.core import distributed, sharding
 from ssl_jax.data import Case
 from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.experiment import Experiment
@@ -41,17 +42,16 @@ def evaluate(
   names = split.evaluation[: cfg.eval.max_cases or None]
   if not names:
     raise InputError(f"config.data.split: {cfg.data.split} leaves no case to evaluate")
-  rows: dict[str, list[dict[str, Any]]] = {name: [] for name in experiment.predictors}
-  for name in tqdm.tqdm(names, desc="evaluate", unit="scan", mininterval=1.0, leave=False, dynamic_ncols=True):
-    case = experiment.source.load(name)
-    if case.label is None:
-      raise InputError(f"{name}: this evaluation case has no label file; take it out of the list, or use --mode=predict")
-    for predictor, predict in experiment.predictors.items():
-      prob = np.asarray(predict(state, case.image))
-      label = np.argmax(prob, axis=-1)
-      if watch and name == names[0] and predictor == next(iter(rows)):
-        watch(case, label)
-      rows[predictor].append({"case": name, **score(label, case, experiment.source.class_names, cfg.eval.empty)})
+  local, error = sharding.on_one_device(state), None
+  own: list[dict[str, dict[str, Any]]] = []
+  try:
+    own = _rows(experiment, local, names, watch)
+  except InputError as found:
+    error = found
+  distributed.raise_together(error)
+  shares = distributed.gather(own)
+  in_order = [shares[i % len(shares)][i // len(shares)] for i in range(len(names))]
+  rows = {predictor: [row[predictor] for row in in_order] for predictor in experiment.predictors}
   summarise = functools.partial(metrics.summarise, num_resamples=cfg.eval.num_resamples, seed=cfg.seed)
   foreground = experiment.source.class_names[1:]
 
@@ -75,6 +75,27 @@ def evaluate(
     }
     for predictor, cases in rows.items()
   }
+
+
+def _rows(
+  experiment: Experiment, state: TrainState, names: Sequence[str], watch: Callable[[Case, np.ndarray], None] | None
+) -> list[dict[str, dict[str, Any]]]:
+  """Returns this process's share of the cases, every so manieth: predictor -> scores of the case."""
+  rows = []
+  own = names[jax.process_index() :: jax.process_count()]
+  hidden = jax.process_index() > 0
+  for name in tqdm.tqdm(own, desc="evaluate", unit="scan", mininterval=1.0, leave=False, dynamic_ncols=True, disable=hidden):
+    case = experiment.source.load(name)
+    if case.label is None:
+      raise InputError(f"{name}: this evaluation case has no label file; take it out of the list, or use --mode=predict")
+    row: dict[str, dict[str, Any]] = {}
+    for predictor, predict in experiment.predictors.items():
+      label = np.argmax(np.asarray(predict(state, case.image)), axis=-1)
+      if watch and name == names[0] and not row:
+        watch(case, label)
+      row[predictor] = {"case": name, **score(label, case, experiment.source.class_names, experiment.cfg.eval.empty)}
+    rows.append(row)
+  return rows
 
 
 def score(label: np.ndarray, case: Case, class_names: tuple[str, ...], empty: str) -> dict[str, Any]:
@@ -137,6 +158,7 @@ def pseudo_label_quality(experiment: Experiment, state: TrainState) -> dict[str,
   """
   if experiment.pseudo_labels is None:
     return {}
+  state = sharding.on_one_device(state)
   found: dict[str, list[float]] = {}
   fit = _centre_patch if experiment.cfg.data.view == "crop" else resize_nearest
   hidden = [name for name in experiment.split.unlabelled if experiment.source.has_label(name)]

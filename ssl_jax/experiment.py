@@ -19,10 +19,10 @@ from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json
+from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json, write_whole
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
-_FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps")
+_FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "shard_state", "hang_s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Experiment:
     """The devices that share the batch."""
     train = self.cfg.train
     return sharding.data_mesh(train.batch_labelled, train.batch_unlabelled, train.batch_synthetic)
+
+  @property
+  def state_sharding(self) -> PyTree:
+    """Where every leaf of the state lies."""
+    return sharding.of_state(self.mesh, self.abstract_state, self.cfg.train.shard_state)
 
   @property
   def num_steps(self) -> int:
@@ -150,9 +155,10 @@ def open_run(cfg: Config, workdir: Path) -> Experiment:
   """Opens a run from its folder alone, without its data, to predict; its source has channels and classes but no cases.
 
   Raises:
-    InputError: the folder holds no run, or `cfg` is wrong.
+    InputError: the folder holds no run, one of another configuration, or `cfg` is wrong.
   """
   build = _builder(cfg)
+  _refuse_another(cfg, workdir)
   file = workdir / "run.json"
   if not file.is_file():
     raise InputError(f"{workdir}: no run here; train first, or name another --workdir")
@@ -229,7 +235,7 @@ def restore(experiment: Experiment, workdir: Path) -> TrainState:
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"{workdir}: no checkpoints here; train first, or name another --workdir")
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.cfg.train.keep_checkpoints)
-  state = checkpoints.restore(experiment.abstract_state, sharding.replicated(experiment.mesh), experiment.select)
+  state = checkpoints.restore(experiment.abstract_state, experiment.state_sharding, experiment.select)
   checkpoints.close()
   return state
 
@@ -241,14 +247,8 @@ def record(experiment: Experiment, workdir: Path) -> None:
     InputError: `workdir` holds a run whose configuration differs, naming the first key that does.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  cfg, file = experiment.cfg, workdir / "config.json"
-  current = json.loads(config.to_json(cfg))
-  if file.exists():
-    difference = _first_difference(_fixed_part(json.loads(config.to_json(config.from_json(file)))), _fixed_part(current), "config")
-    if difference:
-      raise InputError(
-        f"{workdir}: this folder holds a run with another configuration ({difference}); choose another --workdir or delete it"
-      )
+  cfg = experiment.cfg
+  _refuse_another(cfg, workdir)
   if jax.process_index() != 0:
     return
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -266,8 +266,19 @@ def record(experiment: Experiment, workdir: Path) -> None:
     "channels": experiment.source.channels,
     "class_names": experiment.source.class_names,
   }
-  file.write_text(config.to_json(cfg))
-  (workdir / "run.json").write_text(json.dumps(run, indent=2))
+  write_whole(workdir / "run.json", json.dumps(run, indent=2))
+  write_whole(workdir / "config.json", config.to_json(cfg))
+
+
+def _refuse_another(cfg: Config, workdir: Path) -> None:
+  file = workdir / "config.json"
+  if not file.exists():
+    return
+  old, new = (_fixed_part(json.loads(config.to_json(c))) for c in (config.from_json(file), cfg))
+  if difference := _first_difference(old, new, "config"):
+    raise InputError(
+      f"{workdir}: this folder holds a run with another configuration ({difference}); leave the override out, or choose another --workdir"
+    )
 
 
 def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
@@ -285,10 +296,11 @@ def _first_difference(old: Any, new: Any, where: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-  result = subprocess.run(
-    ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-  )
-  return result.stdout.strip() or None
+  command = ["git", "describe", "--always", "--dirty"]
+  try:
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip() or None
+  except FileNotFoundError:  # no git here
+    return None
 
 
 def run_key(cfg: Config) -> jax.Array:

@@ -3,6 +3,7 @@
 Without `--config` a run's folder, `--workdir`, gives the configuration it has recorded.
 """
 
+import errno
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import sys
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736"
 
 WORTH_COMPILING_APART = 1000  # steps
+EXIT_DISK_FULL = 74  # EX_IOERR
 
 
 def with_tuned_malloc() -> None:
@@ -34,6 +36,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssl_jax import config
+from ssl_jax.core import distributed
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import Experiment, open_experiment, restore, with_synthetic
 from ssl_jax.export.write import write_model
@@ -41,7 +44,7 @@ from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table
 from ssl_jax.train import TrainingDiverged, compile_step, train
-from ssl_jax.types import Config, InputError
+from ssl_jax.types import Config, InputError, write_whole
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; override its keys with --config.a.b=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results. Default: runs/<config>_seed<seed>.")
@@ -55,6 +58,7 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string("input", None, "predict: a NIfTI file or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "predict: folder for the label maps; export: folder for the model.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "predict: also write class probabilities, <case>_probabilities.nii.gz.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this run, which launch/ starts.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: segment images again that the output folder has already.")
 _RECORDED = Path(__file__).with_name("recorded.py")
 
@@ -82,11 +86,13 @@ def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
     if state is None or experiment.select != "last":
       state = restore(experiment, folder)
     found = evaluate(experiment, state)
-    write_results(found, folder)
+    if jax.process_index() == 0:
+      write_results(found, folder)
     results += found.values()
-  table = markdown_table(results)
-  print(table)
-  (workdir / "results.md").write_text(table + "\n")
+  if jax.process_index() == 0:
+    table = markdown_table(results)
+    print(table)
+    write_whole(workdir / "results.md", table + "\n")
 
 
 def use(cfg: Config, workdir: Path) -> None:
@@ -96,6 +102,8 @@ def use(cfg: Config, workdir: Path) -> None:
     InputError: a flag is missing, or whatever is wrong with run or images.
   """
   mode, output = _MODE.value, _OUTPUT.value
+  if _DISTRIBUTED.value:
+    raise InputError(f"--distributed: --mode={mode} is the work of one process; leave the flag out")
   if cfg.compare:
     folders = ", ".join(str(workdir / name) for name in cfg.compare)
     raise InputError(f"--mode={mode} needs one method: name one of the folders {folders} as --workdir, without --config")
@@ -171,7 +179,8 @@ def compile_apart(argv: list[str], cfg: Config) -> None:
 
   LLVM leaves malloc's heap in tatters: a process that has compiled takes up to half longer for every step than one that has not.
   """
-  if jax.default_backend() == "cpu" and not cfg.compare and sum(steps for _, steps in cfg.train.phases) >= WORTH_COMPILING_APART:
+  alone = not (cfg.compare or _DISTRIBUTED.value)
+  if jax.default_backend() == "cpu" and alone and sum(steps for _, steps in cfg.train.phases) >= WORTH_COMPILING_APART:
     command = [sys.executable, "-m", "ssl_jax.main", *argv[1:], "--mode=compile"]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # this process says what is wrong
 
@@ -180,6 +189,8 @@ def main(argv: list[str]) -> int:
   """Parses the command line and runs; returns the exit status."""
   try:
     _parse_flags(with_recorded_config(argv))
+    if _DISTRIBUTED.value:
+      distributed.join()
     use_compile_cache()
     cfg = _load_config()
     name = _name(config_flags.get_config_filename(flags.FLAGS["config"]))
@@ -191,9 +202,26 @@ def main(argv: list[str]) -> int:
       compile_apart(argv, cfg)
     run(cfg, workdir, _MODE.value)
   except (InputError, TrainingDiverged) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return _leave(2, f"error: {error}")
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    return _leave(EXIT_DISK_FULL, f"error: {error.filename or _WORKDIR.value}: no space left; free some and run the same command again")
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    return _leave(
+      distributed.EXIT_HUNG, f"error: lost another process of this run, whose own output says why ({str(error).splitlines()[0]})"
+    )
   return 0
+
+
+def _leave(status: int, message: str) -> int:
+  """Says what is wrong; one of several processes goes at once, since at the usual exit it would wait for the others, and they for it."""
+  print(message, file=sys.stderr, flush=True)
+  if jax.process_count() > 1:
+    os._exit(status)
+  return status
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 """The training loop. It knows phases, steps and metrics; what a step does is the method's affair."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -15,6 +12,7 @@ import numpy as np
 from ssl_jax import data
 from ssl_jax.core import sharding
 from ssl_jax.core.checkpoint import Checkpoints
+from ssl_jax.core.distributed import StopNotice, Watchdog
 from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
 from ssl_jax.experiment import Experiment, record, run_key
@@ -51,28 +49,27 @@ def train(experiment: Experiment, workdir: Path) -> TrainState:
     checkpoints.close()
     return state
   writer = Writer(workdir, done, experiment.num_steps, cfg.method["name"])
-  stop = _StopOnSignal()
+  stop, watchdog = StopNotice(), Watchdog(cfg.train.hang_s)
   first = 0
   try:
     for phase, length in cfg.train.phases:
       begin, end = max(first, done), first + length
       if begin < end:
-        state = _run_phase(experiment, phase, state, begin, end, writer, checkpoints, stop)
+        state = _run_phase(experiment, phase, state, begin, end, writer, checkpoints, stop, watchdog)
       first = end
   finally:
     stop.restore()
+    watchdog.close()
     writer.close()
     checkpoints.close()
   return state
 
 
 def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-  replicated = sharding.replicated(experiment.mesh)
-  abstract = experiment.abstract_state
   if checkpoints.steps():
-    state = checkpoints.restore(abstract, replicated)
+    state = checkpoints.restore(experiment.abstract_state, experiment.state_sharding, set_aside=True)
     return state, int(state.step)
-  return jax.jit(experiment.init, out_shardings=replicated)(run_key(experiment.cfg)), 0
+  return jax.jit(lambda: experiment.init(run_key(experiment.cfg)), out_shardings=experiment.state_sharding)(), 0
 
 
 def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:
@@ -82,8 +79,12 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`.
   """
   replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
+  state = experiment.state_sharding
   step = jax.jit(
-    experiment.method.steps[phase], donate_argnums=0, in_shardings=(replicated, over_data, replicated), out_shardings=replicated
+    experiment.method.steps[phase],
+    donate_argnums=0,
+    in_shardings=(state, over_data, replicated),
+    out_shardings=(state, replicated),
   )
   begin = time.perf_counter()
   try:
@@ -108,9 +109,11 @@ def _run_phase(
   end: int,
   writer: Writer,
   checkpoints: Checkpoints,
-  stop: "_StopOnSignal",
+  stop: StopNotice,
+  watchdog: Watchdog,
 ) -> TrainState:
   cfg = experiment.cfg
+  watchdog.heard(f"step {begin}, before compiling phase {phase}")
   step_fn, compile_facts = compile_step(experiment, phase)
   writer.write(begin, {"phase": phase, **compile_facts})
   batches = data.batches(
@@ -128,42 +131,51 @@ def _run_phase(
     batch_synthetic=cfg.train.batch_synthetic,
   )
   over_data = sharding.over_data(experiment.mesh)
-  key = jax.device_put(run_key(cfg), sharding.replicated(experiment.mesh))
-  pending: list[Metrics] = []
+  key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
+  pending: list[tuple[Metrics, list[str]]] = []
   since = time.perf_counter()
   for step in range(begin + 1, end + 1):
-    batch = sharding.to_devices(next(batches), over_data)
+    on_host = next(batches)
+    batch = sharding.to_devices(on_host, over_data)
     with jax.transfer_guard("disallow"):  # a step that talks to the host is a bug
       state, metrics = step_fn(state, batch, key)
-    pending.append(metrics)
-    saves = step % cfg.train.checkpoint_every_steps == 0 or step == end or stop.requested
+    pending.append((metrics, _cases(experiment.split, on_host)))
+    stops = stop.after(step)
+    saves = step % cfg.train.checkpoint_every_steps == 0 or step == end or stops
     evaluates = cfg.train.eval_every_steps > 0 and step % cfg.train.eval_every_steps == 0
     if step % cfg.train.log_every_steps == 0 or saves or evaluates:
       values = _fetch(pending, step)
+      watchdog.heard(f"step {step}")
       step_s = (time.perf_counter() - since) / len(pending)
       writer.write(step, {**values, "step_s": step_s})
       writer.progress(step, values["loss"])
       pending = []
       if evaluates:
         values = _validate(experiment, state, step, writer)
+        watchdog.heard(f"the evaluation after step {step}")
       if saves or evaluates:
         checkpoints.save(step, state, {k: v for k, v in values.items() if k == "dice"})
       since = time.perf_counter()
-    if stop.requested:
+    if stops:
       raise SystemExit(EXIT_PREEMPTED)
   return state
 
 
-def _fetch(pending: list[Metrics], last_step: int) -> dict[str, float]:
+def _cases(split: data.Split, batch: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+  names = split.labelled + split.unlabelled
+  return [names[i] for stream in ("labelled", "unlabelled") for i in batch[stream]["index"]]
+
+
+def _fetch(pending: list[tuple[Metrics, list[str]]], last_step: int) -> dict[str, float]:
   """Brings the metrics of the last steps to the host, checks each, and returns the latest."""
-  fetched = jax.device_get(pending)
+  fetched = jax.device_get([metrics for metrics, _ in pending])
   for offset, metrics in enumerate(fetched):
     for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss"):  # the sum last: its terms say more
       if not math.isfinite(value):
         step = last_step - len(fetched) + offset + 1
         raise TrainingDiverged(
-          f"step {step}: {name} is {float(value)}; the last checkpoint is sound. "
-          "Lower config.optim.lr, or look at the batch's scans for extreme intensities"
+          f"step {step}: {name} is {float(value)}; the last checkpoint is sound. Lower config.optim.lr, or look for extreme intensities "
+          f"in the batch's scans: {', '.join(pending[offset][1])}"
         )
   return {name: float(value) for name, value in fetched[-1].items()}
 
@@ -181,19 +193,3 @@ def _validate(experiment: Experiment, state: TrainState, step: int, writer: Writ
   beside = {f"{r['predictor']}/{k}": mean for r in others for k, mean in means_of(r).items()}
   writer.write(step, {**{f"{headline['predictor']}/{k}": v for k, v in means.items()}, **beside, **pseudo_label_quality(experiment, state)})
   return means
-
-
-class _StopOnSignal:
-  """Remembers SIGTERM, so that the loop can save and leave between two steps."""
-
-  def __init__(self) -> None:
-    self.requested = False
-    self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-
-  def _on_signal(self, number: int, frame: FrameType | None) -> None:
-    del number, frame
-    self.requested = True
-    os.write(2, b"\nSIGTERM: saving a checkpoint, then leaving\n")
-
-  def restore(self) -> None:
-    signal.signal(signal.SIGTERM, self._previous)

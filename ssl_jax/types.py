@@ -212,6 +212,8 @@ class NetworkConfig:
   upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"  # trilinear: linear in any number of axes; unet3d is always so
   dropout: float = 0.5  # unet2d: of encoder level 5; the levels have 0.1, 0.2, 0.4, 0.6, 1 of it
   dtype: Literal["float32", "bfloat16"] = "float32"  # compute precision; parameters, statistics and losses are f32
+  bn_group: int = 0  # images that share BatchNorm statistics, as on one of several PyTorch devices; 0: the whole batch, on any number
+  remat: bool = False  # compute each level's activations again for the gradient instead of keeping them: less memory, a third more time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +224,7 @@ class OptimConfig:
   lr: float = 0.01
   momentum: float = 0.9  # sgd only
   weight_decay: float = 1e-4  # added to the gradient
+  accumulate: int = 1  # steps whose mean gradient makes one update; schedules count updates, everything else counts steps
   schedule: Literal["constant", "poly", "step"] = "constant"
   poly_power: float = 0.9
   step_from: int = 0  # step: lr is multiplied by `step_factor` every `step_every` steps after this one
@@ -241,6 +244,8 @@ class TrainConfig:
   checkpoint_every_steps: int = 500
   keep_checkpoints: int = 2
   eval_every_steps: int = 0  # 0: only at the end
+  shard_state: bool = False  # divide the optimizer's state and the teacher among the devices (ZeRO)
+  hang_s: float = 1800.0  # a loop that stands still this long says so, and with several processes ends; 0: never
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import nibabel as nib
@@ -103,6 +104,27 @@ def command(*arguments: str, env: dict[str, str] | None = None, **options) -> su
   return subprocess.run(
     [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=300, **options
   )
+
+
+def forked(*groups: list[dict[str, Any]], timeout: float = 300, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
+  """Runs command lines for the price of one start, see `tests/forked.py`; returns their exit statuses and standard errors."""
+  result = subprocess.run(
+    [sys.executable, "-m", "tests.forked"],
+    cwd=ROOT,
+    input=json.dumps(groups),
+    capture_output=True,
+    text=True,
+    env={**os.environ, **(env or {})},
+    timeout=timeout,
+    check=True,
+  )
+  return [(status, error) for status, error in json.loads(result.stdout)]
+
+
+def write_config(cfg: Config, file: Path) -> str:
+  """Writes a configuration as a file and returns the flag that names it."""
+  file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({dataclasses.asdict(cfg)!r})\n")
+  return f"--config={file}"
 
 
 def write_msd(

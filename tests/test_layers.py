@@ -29,7 +29,7 @@ ALLOWED = {
   "predict": {"types", "data", "experiment", "segment"},
   "export": {"types", "config", "data", "inference", "experiment", "segment"},
   "recorded": {"config"},
-  "main": {"types", "config", "experiment", "train", "evaluate", "predict", "export", "report"},
+  "main": {"types", "config", "core", "experiment", "train", "evaluate", "predict", "export", "report"},
   "sweep": {"types", "config", "methods", "experiment", "train", "report", "main"},
 }
 MAX_LINES = 400

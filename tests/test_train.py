@@ -22,7 +22,7 @@ from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.report import __main__ as report
 from ssl_jax.train import TrainingDiverged, compile_step, train
 from ssl_jax.types import Config, InputError
-from tests.helpers import ROOT, command, tiny_config, with_train
+from tests.helpers import ROOT, command, forked, tiny_config, with_train, write_config
 from tests.methods.common import small_networks
 
 
@@ -186,9 +186,7 @@ def test_more_phases_than_one_run_in_order(tmp_path):
 
 def small_arguments(tmp_path, **train):
   cfg = with_train(tiny_config("supervised"), **train)
-  file = tmp_path / "small.py"
-  file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({dataclasses.asdict(cfg)!r})\n")
-  return [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
+  return [write_config(cfg, tmp_path / "small.py"), f"--workdir={tmp_path / 'run'}"]
 
 
 @pytest.mark.slow
@@ -234,23 +232,23 @@ def test_compiling_leaves_the_program_in_the_cache_and_trains_nothing(tmp_path):
 
 def test_command_line_errors_are_one_line(tmp_path):
   arguments = small_arguments(tmp_path)
-  for extra, message in (
-    (["--config.optim.lrr=1"], "config.optim.lrr: no such key; did you mean 'lr'?"),
-    (["--config.data.source=msd"], "configs/quickstart.py"),
-    (["--config.method.name=supervized"], "did you mean 'supervised'?"),
-    (["--config.data.num_labelled=0"], "num_labelled"),
-    (["--config.data.num_labelled=99"], "num_labelled"),
-    (["--config.data.patch=(20,20,20)", "--config.eval.stride=(8,8,8)"], "16"),
-    (["--config.optim.lr=fast"], "lr"),
-    (["--mode=predict"], "--input"),
-    (["--mode=eval"], "no checkpoints"),
-  ):
-    result = command(*arguments, *extra)
-    assert result.returncode == 2, (extra, result.stderr)
-    assert message in result.stderr and "Traceback" not in result.stderr, (extra, result.stderr)
-    assert not (tmp_path / "run").exists()
-  result = command("--config=nowhere.py")
-  assert result.returncode == 2 and "nowhere.py" in result.stderr and "Traceback" not in result.stderr
+  messages = {
+    ("--config.optim.lrr=1",): "config.optim.lrr: no such key; did you mean 'lr'?",
+    ("--config.data.source=msd",): "configs/quickstart.py",
+    ("--config.method.name=supervized",): "did you mean 'supervised'?",
+    ("--config.data.num_labelled=0",): "num_labelled",
+    ("--config.data.num_labelled=99",): "num_labelled",
+    ("--config.data.patch=(20,20,20)", "--config.eval.stride=(8,8,8)"): "16",
+    ("--config.optim.lr=fast",): "lr",
+    ("--mode=predict",): "--input",
+    ("--mode=eval",): "no checkpoints",
+    ("--config=nowhere.py",): "nowhere.py",
+  }
+  found = forked(*[[{"argv": [*arguments, *extra]}] for extra in messages])
+  for (extra, message), (status, error) in zip(messages.items(), found, strict=True):
+    assert status == 2, (extra, error)
+    assert message in error and "Traceback" not in error, (extra, error)
+  assert not (tmp_path / "run").exists()
 
 
 def test_config_survives_json(tmp_path):

@@ -3,12 +3,19 @@
 import optax
 
 from ssl_jax.core.schedules import learning_rate
-from ssl_jax.types import OptimConfig
+from ssl_jax.types import InputError, OptimConfig
 
 
 def build(cfg: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-  """Returns the optimizer of a configuration for a run of `num_steps`."""
-  return {"sgd": sgd, "adam": adam}[cfg.name](cfg, num_steps)
+  """Returns the optimizer of a configuration for a run of `num_steps`; with `cfg.accumulate` > 1 only every so many steps update.
+
+  Raises:
+    InputError: `accumulate` is below 1.
+  """
+  if cfg.accumulate < 1:
+    raise InputError(f"config.optim.accumulate: must be at least 1, got {cfg.accumulate}")
+  optimizer = {"sgd": sgd, "adam": adam}[cfg.name](cfg, num_steps // cfg.accumulate)
+  return optimizer if cfg.accumulate == 1 else optax.MultiSteps(optimizer, cfg.accumulate).gradient_transformation()
 
 
 def sgd(cfg: OptimConfig, num_steps: int) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""One program on one or many devices: the batch is split over the mesh axis `data`, everything else is replicated."""
+"""One program on one or many devices: the batch is split over the mesh axis `data`, the state is on all of them, or split too."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.types import InputError, PyTree
+from ssl_jax.types import InputError, PyTree, TrainState
 
 
 def data_mesh(batch_labelled: int, batch_unlabelled: int, batch_synthetic: int = 0) -> Mesh:
@@ -31,6 +31,40 @@ def data_mesh(batch_labelled: int, batch_unlabelled: int, batch_synthetic: int =
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of the state: a copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def of_state(mesh: Mesh, state: TrainState, split: bool) -> TrainState:
+  """Returns the sharding of every leaf of a state.
+
+  Args:
+    mesh: from `data_mesh`.
+    state: shapes suffice.
+    split: divide the optimizer's state and the teacher among the devices, each leaf along its longest side that divides; XLA gathers what
+      a step needs. A copy on every device otherwise.
+
+  Source: Rajbhandari et al. 2020 (ZeRO), stage 1.
+  """
+
+  def share(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    sides = [side if side % mesh.size == 0 else 0 for side in leaf.shape]
+    if not any(sides):
+      return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * sides.index(max(sides)), "data"))
+
+  everywhere = jax.tree.map(lambda _: replicated(mesh), state)
+  return everywhere.replace(opt=jax.tree.map(share, state.opt), teacher=jax.tree.map(share, state.teacher)) if split else everywhere
+
+
+def on_one_device(tree: PyTree) -> PyTree:
+  """Returns a copy of a state on the first device of this process, where it may be used without the other processes."""
+
+  def local(leaf: jax.Array) -> jax.Array:
+    if not leaf.is_fully_replicated:
+      assert isinstance(leaf.sharding, NamedSharding)
+      leaf = jax.jit(lambda a: a, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+    return leaf.addressable_data(0)
+
+  return jax.tree.map(lambda leaf: local(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def over_data(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,8 @@
 """Layers of the segmentation networks, for two and three dimensions, initialised as PyTorch does."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,11 +29,22 @@ class NetworkOutput(NamedTuple):
   bottleneck: Array
 
 
-def check_input(x: Array, views: int, network: str) -> None:
-  """Checks images [B, *spatial, channels] for a network that halves them four times.
+def recompute(module: nn.Module, level: Callable[..., Array], active: bool) -> Callable[..., Array]:
+  """Returns a level of `module`, a function of arrays; if `active`, its activations are computed again for the gradient, not kept."""
+  return partial(nn.remat(lambda _, *arrays: level(*arrays)), module) if active else level
+
+
+def norm_views(x: Array, views: int, bn_group: int, network: str) -> int:
+  """Returns how many parts of a batch have BatchNorm statistics of their own; checks its shape for a network that halves it four times.
+
+  Args:
+    x: [B, *spatial, channels].
+    views: at least so many.
+    bn_group: images a part; 0: B / views.
+    network: its name, for messages.
 
   Raises:
-    ValueError: a side is no multiple of 16, or `views` does not divide B.
+    ValueError: a side is no multiple of 16, or the parts are not equal.
   """
   if any(side % 16 for side in x.shape[1:-1]):
     raise ValueError(
@@ -39,6 +52,9 @@ def check_input(x: Array, views: int, network: str) -> None:
     )
   if x.shape[0] % views:
     raise ValueError(f"config.train.batch_labelled: {views} views need equal halves of the batch; got {x.shape[0]} images")
+  if bn_group and x.shape[0] // views % bn_group:
+    raise ValueError(f"config.network.bn_group: {bn_group} does not divide the {x.shape[0] // views} images that pass at once")
+  return x.shape[0] // bn_group if bn_group else views
 
 
 class Conv(nn.Module):

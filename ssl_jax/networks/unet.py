@@ -6,7 +6,18 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ssl_jax.networks.blocks import INTERPOLATE, BatchNorm, Conv, InstanceNorm, NetworkOutput, Up, channel_dropout, check_input, max_pool2
+from ssl_jax.networks.blocks import (
+  INTERPOLATE,
+  BatchNorm,
+  Conv,
+  InstanceNorm,
+  NetworkOutput,
+  Up,
+  channel_dropout,
+  max_pool2,
+  norm_views,
+  recompute,
+)
 from ssl_jax.ops import resize
 from ssl_jax.types import Array
 
@@ -54,6 +65,8 @@ class UNet2D(nn.Module):
     dropout: rate, of single values, in level 5 of the encoder; the levels have 0.1, 0.2, 0.4, 0.6, 1 of it [D], which makes 0.5 the
       published 0.05, 0.1, 0.2, 0.3, 0.5 [C]. The decoder has none.
     dtype: compute precision; parameters, statistics and logits are f32.
+    bn_group: images that share BatchNorm statistics, 0 for all of a view; the first group enters the running averages.
+    remat: compute the levels again for the gradient.
 
   Source: U-Net (Ronneberger et al. 2015) in the form of SSL4MIS, CML and BCP [C] and CMEMS (App. D) [P].
   """
@@ -63,6 +76,8 @@ class UNet2D(nn.Module):
   upsample: str = "transpose"
   dropout: float = 0.5
   dtype: Any = jnp.float32
+  bn_group: int = 0
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: float = 0.0) -> NetworkOutput:
@@ -79,7 +94,7 @@ class UNet2D(nn.Module):
     Raises:
       ValueError: a side is no multiple of 16, or `views` does not divide B.
     """
-    check_input(x, views, "U-Net")
+    views = norm_views(x, views, self.bn_group if train else 0, "U-Net")
     dropout = train if dropout is None else dropout
 
     def blocks(x: Array, features: int, name: str, rate: float = 0.0) -> Array:
@@ -91,7 +106,8 @@ class UNet2D(nn.Module):
       return x
 
     def encode(x: Array, level: int) -> Array:
-      return blocks(x, self.width * 2**level, f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level])
+      name, rate = f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level]
+      return recompute(self, lambda x: blocks(x, self.width * 2**level, name, rate), self.remat)(x)
 
     def decode(x: Array, skip: Array, level: int) -> Array:
       features, name = skip.shape[-1], f"decoder{level}"
@@ -99,7 +115,7 @@ class UNet2D(nn.Module):
         x = Up(features, dtype=self.dtype, name=f"{name}_up")(x)
       else:
         x = INTERPOLATE[self.upsample](Conv(features, size=1, dtype=self.dtype, name=f"{name}_up")(x))
-      return blocks(jnp.concatenate([skip, x], axis=-1), features, name)
+      return recompute(self, lambda x: blocks(x, features, name), self.remat)(jnp.concatenate([skip, x], axis=-1))
 
     lose = lambda x: channel_dropout(self, x, perturb, True)
     bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lose, decode)
@@ -116,6 +132,8 @@ class UNet3D(nn.Module):
     upsample: unused: always linear interpolation, corners not aligned.
     dropout: rate, of single values, after level 5 and before the output convolution.
     dtype: compute precision; parameters and logits are f32.
+    bn_group: unused: there is no BatchNorm.
+    remat: compute the levels again for the gradient.
 
   Source: 3D U-Net (Çiçek et al. 2016) in the form of SSL4MIS's BraTS experiments [L].
   """
@@ -125,6 +143,8 @@ class UNet3D(nn.Module):
   upsample: str = "trilinear"
   dropout: float = 0.3
   dtype: Any = jnp.float32
+  bn_group: int = 0
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput:
@@ -139,7 +159,7 @@ class UNet3D(nn.Module):
     Raises:
       ValueError: a side is no multiple of 16.
     """
-    check_input(x, 1, "U-Net")
+    norm_views(x, 1, 0, "U-Net")
     dropout = train if dropout is None else dropout
     drop = lambda x, name: nn.Dropout(self.dropout, name=name)(x, deterministic=not dropout)
 
@@ -149,12 +169,12 @@ class UNet3D(nn.Module):
       return x
 
     def encode(x: Array, level: int) -> Array:
-      x = blocks(x, self.width * 2**level, f"encoder{level + 1}")
+      x = recompute(self, lambda x: blocks(x, self.width * 2**level, f"encoder{level + 1}"), self.remat)(x)
       return drop(x, "dropout_centre") if level == LEVELS - 1 else x
 
     def decode(x: Array, skip: Array, level: int) -> Array:
       x = jnp.concatenate([skip, resize.upsample_linear(x, corners_aligned=False)], axis=-1)
-      return blocks(x, skip.shape[-1], f"decoder{level}")
+      return recompute(self, lambda x: blocks(x, skip.shape[-1], f"decoder{level}"), self.remat)(x)
 
     bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lambda x: x, decode)
     logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(drop(f4, "dropout_output")).astype(jnp.float32)

@@ -10,6 +10,10 @@ from ssl_jax.networks.factory import Networks
 from ssl_jax.types import NetworkConfig
 
 RNG = np.random.default_rng(0)
+SMALL_OPTIONS = {
+  "caml": {"rows": 64, "columns": 16, "slots": 32, "features": 8, "ramp": 0.0},
+  "crln": {"groups": 2, "anchors": 8, "negatives": 8},
+}
 
 
 def normal(*shape):

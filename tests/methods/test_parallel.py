@@ -8,12 +8,7 @@ import pytest
 from ssl_jax import methods
 from ssl_jax.core import sharding
 from ssl_jax.types import Task
-from tests.methods.common import normal, slice_networks, small_networks
-
-OPTIONS = {
-  "caml": {"rows": 64, "columns": 16, "slots": 32, "features": 8, "ramp": 0.0},
-  "crln": {"groups": 2, "anchors": 8, "negatives": 8},
-}
+from tests.methods.common import SMALL_OPTIONS, normal, slice_networks, small_networks
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -21,7 +16,7 @@ def test_eight_devices_take_the_same_step_as_one(name):
   module = methods.load(name)
   on_slices = name == "cmems"
   networks = slice_networks() if on_slices else small_networks()
-  method = module.build(module.Options(**OPTIONS.get(name, {})), networks, optax.sgd(0.1), Task(8, 10))
+  method = module.build(module.Options(**SMALL_OPTIONS.get(name, {})), networks, optax.sgd(0.1), Task(8, 10))
   image = normal(16, 16, 16, *(() if on_slices else (16,)), 1)
   label = (image[:8, ..., 0] > 0).astype(np.int32)
   labelled = {"image": image[:8], "label": label, "index": np.arange(8, dtype=np.int32)}

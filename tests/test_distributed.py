@@ -1,0 +1,94 @@
+"""Several processes and other numbers of devices: the same losses, the same stops, the same checkpoints."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers import ROOT, forked, phases, tiny_config, with_train, write_config
+from tests.methods.common import SMALL_OPTIONS
+
+STEPS = 20
+# XLA starts independent collectives of a short step in any order on pretended devices, and waits for ever when two disagree.
+ORDERED = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false"}
+
+
+def run(config, workdir, processes=1, devices=1, stop_after=0, *flags):
+  """Returns the jobs of the processes of one run."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  argv = [config, f"--workdir={workdir}", *flags, *(["--distributed"] if processes > 1 else [])]
+  joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
+  job = {"argv": argv, "devices": devices, "stand_ins": True, "stop_after": stop_after}
+  return [{**job, "env": {**joined, "JAX_PROCESS_ID": str(k)} if joined else {}} for k in range(processes)]
+
+
+def config(method, folder, steps=STEPS, **train):
+  names = phases(method)
+  sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if method == "cmems" else 0}
+  settings = {"phases": tuple((name, steps // len(names)) for name in names), "log_every_steps": 1, "checkpoint_every_steps": 5, **sizes}
+  cfg = with_train(tiny_config(method), **settings | train)
+  return write_config(dataclasses.replace(cfg, method={**cfg.method, **SMALL_OPTIONS.get(method, {})}), folder / "config.py")
+
+
+def losses(workdir):
+  return {line["step"]: line["loss"] for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if "loss" in line}
+
+
+def same(found, expected):
+  assert list(found) == list(expected) == list(range(1, STEPS + 1))
+  np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["crln", "caml"])
+def test_processes_and_devices_change_no_loss(method, tmp_path):
+  """1 × 1 = 1 × 4 = 2 × 2, and for CRLN one run that goes 1 -> 4 -> 2 devices -> 2 processes with a divided state."""
+  file, moved = config(method, tmp_path), tmp_path / "moved"
+  shape = {"one": (1, 1), "four": (1, 4), "two": (2, 2)}
+  groups = [run(file, tmp_path / name, *number) for name, number in shape.items()]
+  if method == "crln":
+    split = "--config.train.shard_state=True"
+    groups += [run(file, moved, 1, 1, 5), run(file, moved, 1, 4, 10), run(file, moved, 1, 2, 15, split), run(file, moved, 2, 1, 0, split)]
+  statuses = iter(forked(*groups, env=ORDERED, timeout=600))
+  for group in groups:
+    for job in group:
+      status, error = next(statuses)
+      assert status == (75 if job["stop_after"] else 0), error
+  for name in ("four", "two", *(["moved"] if method == "crln" else [])):
+    same(losses(tmp_path / name), losses(tmp_path / "one"))
+  results = [(tmp_path / name / "results_student.json").read_text() for name in shape]
+  dice = [json.loads(text)["summary"]["dice"]["mean"] for text in results]
+  np.testing.assert_allclose(dice, dice[0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path):
+  workdir = tmp_path / "run"
+  jobs = run(config("mean_teacher", tmp_path, 4000), workdir, 2)
+  running = subprocess.Popen(
+    [sys.executable, "-m", "tests.forked"],
+    cwd=ROOT,
+    env={**os.environ, **ORDERED},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  running.stdin.write(json.dumps([jobs]))
+  running.stdin.close()
+  while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 5:
+    time.sleep(0.05)
+    assert running.poll() is None, running.stdout.read()
+  children = subprocess.run(["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True, check=True).stdout.split()
+  os.kill(int(children[-1]), signal.SIGTERM)
+  (first, error), (second, _) = json.loads(running.stdout.read())
+  assert (first, second) == (75, 75), error
+  assert (workdir / "checkpoints" / str(max(losses(workdir)))).is_dir()
