@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,43 @@ def command(*arguments: str, env: dict[str, str] | None = None, **options) -> su
   )
 
 
+class Forked:
+  """Runs command lines for the price of one start, see `tests/forked.py`."""
+
+  def __init__(self, *groups: list[dict[str, Any]], env: dict[str, str] | None = None):
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", "tests.forked"],
+      cwd=ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env={**os.environ, **(env or {})},
+    )
+    assert self._process.stdin
+    self._process.stdin.write(json.dumps(groups))
+    self._process.stdin.close()
+    self._process.stdin = None
+
+  def kill_last(self, number: int) -> None:
+    """Sends a signal to the job that was started last."""
+    found = subprocess.run(["ps", "--ppid", str(self._process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    os.kill(int(found.stdout.split()[-1]), number)
+
+  def wait_for_lines(self, workdir: Path, count: int) -> None:
+    """Waits until a run has written so many lines of metrics."""
+    file = workdir / "metrics.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) < count:
+      assert self._process.poll() is None, self.finish()
+      time.sleep(0.02)
+
+  def finish(self, timeout: float = 300) -> list[tuple[int, str]]:
+    """Returns exit statuses and standard errors, in order."""
+    return [(status, error) for status, error in json.loads(self._process.communicate(timeout=timeout)[0])]
+
+
 def forked(*groups: list[dict[str, Any]], timeout: float = 300, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
-  """Runs command lines for the price of one start, see `tests/forked.py`; returns their exit statuses and standard errors."""
-  result = subprocess.run(
-    [sys.executable, "-m", "tests.forked"],
-    cwd=ROOT,
-    input=json.dumps(groups),
-    capture_output=True,
-    text=True,
-    env={**os.environ, **(env or {})},
-    timeout=timeout,
-    check=True,
-  )
-  return [(status, error) for status, error in json.loads(result.stdout)]
+  """Runs groups of command lines, one group after the other, to their ends; returns exit statuses and standard errors."""
+  return Forked(*groups, env=env).finish(timeout)
 
 
 def write_config(cfg: Config, file: Path) -> str:

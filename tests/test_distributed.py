@@ -2,17 +2,13 @@
 
 import dataclasses
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT, forked, phases, tiny_config, with_train, write_config
+from tests.helpers import Forked, forked, phases, tiny_config, with_train, write_config
 from tests.methods.common import SMALL_OPTIONS
 
 STEPS = 20
@@ -73,22 +69,9 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path):
   workdir = tmp_path / "run"
-  jobs = run(config("mean_teacher", tmp_path, 4000), workdir, 2)
-  running = subprocess.Popen(
-    [sys.executable, "-m", "tests.forked"],
-    cwd=ROOT,
-    env={**os.environ, **ORDERED},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  running.stdin.write(json.dumps([jobs]))
-  running.stdin.close()
-  while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 5:
-    time.sleep(0.05)
-    assert running.poll() is None, running.stdout.read()
-  children = subprocess.run(["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True, check=True).stdout.split()
-  os.kill(int(children[-1]), signal.SIGTERM)
-  (first, error), (second, _) = json.loads(running.stdout.read())
+  running = Forked(run(config("mean_teacher", tmp_path, 4000), workdir, 2), env=ORDERED)
+  running.wait_for_lines(workdir, 5)
+  running.kill_last(signal.SIGTERM)
+  (first, error), (second, _) = running.finish()
   assert (first, second) == (75, 75), error
   assert (workdir / "checkpoints" / str(max(losses(workdir)))).is_dir()
