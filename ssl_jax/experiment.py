@@ -155,10 +155,9 @@ def open_run(cfg: Config, workdir: Path) -> Experiment:
   """Opens a run from its folder alone, without its data, to predict; its source has channels and classes but no cases.
 
   Raises:
-    InputError: the folder holds no run, one of another configuration, or `cfg` is wrong.
+    InputError: the folder holds no run, or `cfg` is wrong.
   """
   build = _builder(cfg)
-  _refuse_another(cfg, workdir)
   file = workdir / "run.json"
   if not file.is_file():
     raise InputError(f"{workdir}: no run here; train first, or name another --workdir")
@@ -248,7 +247,7 @@ def record(experiment: Experiment, workdir: Path) -> None:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   cfg = experiment.cfg
-  _refuse_another(cfg, workdir)
+  refuse_another(cfg, workdir)
   if jax.process_index() != 0:
     return
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -270,7 +269,8 @@ def record(experiment: Experiment, workdir: Path) -> None:
   write_whole(workdir / "config.json", config.to_json(cfg))
 
 
-def _refuse_another(cfg: Config, workdir: Path) -> None:
+def refuse_another(cfg: Config, workdir: Path) -> None:
+  """Raises `InputError` when `workdir` holds a run of another configuration, naming the first key that differs."""
   file = workdir / "config.json"
   if not file.exists():
     return

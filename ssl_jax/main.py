@@ -38,7 +38,7 @@ from ml_collections import config_flags
 from ssl_jax import config
 from ssl_jax.core import distributed
 from ssl_jax.evaluate import evaluate, write_results
-from ssl_jax.experiment import Experiment, open_experiment, restore, with_synthetic
+from ssl_jax.experiment import Experiment, open_experiment, refuse_another, restore, with_synthetic
 from ssl_jax.export.write import write_model
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
@@ -107,6 +107,7 @@ def use(cfg: Config, workdir: Path) -> None:
   if cfg.compare:
     folders = ", ".join(str(workdir / name) for name in cfg.compare)
     raise InputError(f"--mode={mode} needs one method: name one of the folders {folders} as --workdir, without --config")
+  refuse_another(cfg, workdir)
   if mode == "export":
     if not output:
       raise InputError("--mode=export needs --output=FOLDER")

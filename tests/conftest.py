@@ -16,7 +16,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag would end the interpreter
-  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # compiles in two thirds of the time
+  # Without fusion emitters it compiles in two thirds of the time. The scheduler would start independent collectives of a short step in any
+  # order, and pretended devices of one process wait for ever when two disagree.
+  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_enable_concurrency_optimized_scheduler=false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

@@ -12,8 +12,6 @@ from tests.helpers import Forked, forked, phases, tiny_config, with_train, write
 from tests.methods.common import SMALL_OPTIONS
 
 STEPS = 20
-# XLA starts independent collectives of a short step in any order on pretended devices, and waits for ever when two disagree.
-ORDERED = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false"}
 
 
 def run(config, workdir, processes=1, devices=1, stop_after=0, *flags):
@@ -32,7 +30,8 @@ def config(method, folder, steps=STEPS, **train):
   sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if method == "cmems" else 0}
   settings = {"phases": tuple((name, steps // len(names)) for name in names), "log_every_steps": 1, "checkpoint_every_steps": 5, **sizes}
   cfg = with_train(tiny_config(method), **settings | train)
-  return write_config(dataclasses.replace(cfg, method={**cfg.method, **SMALL_OPTIONS.get(method, {})}), folder / "config.py")
+  gentle = dataclasses.replace(cfg.optim, lr=0.003)  # a larger one blows differences of rounding up to 1e-5 within 20 steps
+  return write_config(dataclasses.replace(cfg, optim=gentle, method={**cfg.method, **SMALL_OPTIONS.get(method, {})}), folder / "config.py")
 
 
 def losses(workdir):
@@ -54,7 +53,7 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
   if method == "crln":
     split = "--config.train.shard_state=True"
     groups += [run(file, moved, 1, 1, 5), run(file, moved, 1, 4, 10), run(file, moved, 1, 2, 15, split), run(file, moved, 2, 1, 0, split)]
-  statuses = iter(forked(*groups, env=ORDERED, timeout=600))
+  statuses = iter(forked(*groups, timeout=600))
   for group in groups:
     for job in group:
       status, error = next(statuses)
@@ -69,7 +68,7 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path):
   workdir = tmp_path / "run"
-  running = Forked(run(config("mean_teacher", tmp_path, 4000), workdir, 2), env=ORDERED)
+  running = Forked(run(config("mean_teacher", tmp_path, 4000), workdir, 2))
   running.wait_for_lines(workdir, 5)
   running.kill_last(signal.SIGTERM)
   (first, error), (second, _) = running.finish()

@@ -134,6 +134,9 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif words[1] == "-m" and words[2].startswith("ssl_jax."):
       check_argparse(words[2], words[3:], monkeypatch)
     elif words[1:3] != ["-m", "http.server"]:
+      if "--" in words:  # what follows is for the command line that the script starts
+        check_main(words[words.index("--") + 1 :])
+        words = words[: words.index("--")]
       script = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
       source = script.read_text()
       assert all(word.split("=")[0] in source for word in words if word.startswith("--")), words

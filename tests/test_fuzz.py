@@ -376,7 +376,7 @@ def use_config(values: dict) -> Experiment:
   return experiment
 
 
-@fuzz(0.25, 16)
+@fuzz(0.25, 30)
 @given(config_examples())
 def run_configs(values):
   TALLY.outcome("configurations", lambda: use_config(values), ("config.", "data."))

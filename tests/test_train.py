@@ -89,7 +89,7 @@ def test_one_device_equals_eight():
     step, _ = compile_step(experiment, "train")
     state = jax.jit(experiment.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
     batches = data.batches(
-      cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=8, batch_unlabelled=8, start_step=0, num_steps=4
+      cfg.data, experiment.source, experiment.split, seed=0, batch_labelled=8, batch_unlabelled=8, start_step=0, num_steps=3
     )
     key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
     losses[count] = []
@@ -187,12 +187,12 @@ def small_arguments(tmp_path, **train):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_path):
-  steps = 600
+  steps = 240
   arguments = small_arguments(tmp_path, phases=(("train", steps),), checkpoint_every_steps=20, batch_labelled=3)
   job, workdir = {"argv": arguments, "stand_ins": True}, tmp_path / "run"
   for number in (signal.SIGTERM, signal.SIGKILL):
     running = Forked([job])
-    running.wait_for_lines(workdir, (len(lines(workdir)) if workdir.exists() else 0) + 30)
+    running.wait_for_lines(workdir, (len(lines(workdir)) if workdir.exists() else 0) + 15)
     running.kill_last(number)
     ((status, _),) = running.finish()
     assert status == (train_module.EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)

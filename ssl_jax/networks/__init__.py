@@ -20,9 +20,10 @@ def build(cfg: NetworkConfig, *, num_classes: int, **extra: Any) -> nn.Module:
   """
   if cfg.name not in _NETWORKS:
     raise InputError(f"config.network.name: no {cfg.name!r}; {nearest(cfg.name, _NETWORKS)}")
-  if cfg.width < 1 or not 0 <= cfg.dropout < 1 or cfg.bn_group < 0:
-    found = f"{cfg.width}, {cfg.dropout} and {cfg.bn_group}"
-    raise InputError(f"config.network: needs width >= 1, 0 <= dropout < 1 and bn_group >= 0, got {found}")
+  if cfg.width < 1 or not 0 <= cfg.dropout < 1:
+    raise InputError(f"config.network: needs width >= 1 and 0 <= dropout < 1, got {cfg.width} and {cfg.dropout}")
+  if cfg.bn_group < 0:
+    raise InputError(f"config.network.bn_group: must not be negative, got {cfg.bn_group}")
   for key in extra:
     if key not in _NETWORKS[cfg.name].__dataclass_fields__:
       raise InputError(f"config.network.name: {cfg.name!r} has no {key!r}, which this method needs; use 'vnet'")
