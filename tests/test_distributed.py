@@ -30,7 +30,9 @@ def config(method, folder, steps=STEPS, **train):
   sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if method == "cmems" else 0}
   settings = {"phases": tuple((name, steps // len(names)) for name in names), "log_every_steps": 1, "checkpoint_every_steps": 5, **sizes}
   cfg = with_train(tiny_config(method), **settings | train)
-  gentle = dataclasses.replace(cfg.optim, lr=0.003)  # a larger one blows differences of rounding up to 1e-5 within 20 steps
+  gentle = dataclasses.replace(
+    cfg.optim, lr=0.001
+  )  # a larger one blows differences of rounding up until a voxel near a tie falls to the other side
   return write_config(dataclasses.replace(cfg, optim=gentle, method={**cfg.method, **SMALL_OPTIONS.get(method, {})}), folder / "config.py")
 
 
