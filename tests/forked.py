@@ -13,15 +13,15 @@ import warnings
 
 import jax
 
-from ssl_jax import experiment, main, train
-from tests.methods.common import slice_networks, small_networks
+from ssl_jax import main, train
+from tests import stand_ins
 
 
 def run(job):
   os.environ |= job.get("env", {})
   jax.config.update("jax_num_cpu_devices", job.get("devices", 1))
   if job.get("stand_ins"):
-    experiment.Networks = lambda cfg, classes: slice_networks(classes) if cfg.name == "unet2d" else small_networks(classes)
+    stand_ins.use()
   if stop_after := job.get("stop_after"):
     train.StopNotice.after = lambda _, step: step == stop_after
   sys.argv = ["ssl_jax.main", *job["argv"]]  # where flags of a configuration look for overrides

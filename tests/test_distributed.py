@@ -49,22 +49,28 @@ def same(found, expected):
 @pytest.mark.parametrize("method", ["crln", "caml"])
 def test_processes_and_devices_change_no_loss(method, tmp_path):
   """1 × 1 = 1 × 4 = 2 × 2, and for CRLN one run that goes 1 -> 4 -> 2 devices -> 2 processes with a divided state."""
-  file, moved = config(method, tmp_path), tmp_path / "moved"
-  shape = {"one": (1, 1), "four": (1, 4), "two": (2, 2)}
-  groups = [run(file, tmp_path / name, *number) for name, number in shape.items()]
+  file, moved, split = config(method, tmp_path, STEPS + 1), tmp_path / "moved", "--config.train.shard_state=True"
+  groups = [run(file, tmp_path / name, *number, STEPS) for name, number in {"one": (1, 1), "four": (1, 4), "two": (2, 2)}.items()]
   if method == "crln":
-    split = "--config.train.shard_state=True"
-    groups += [run(file, moved, 1, 1, 5), run(file, moved, 1, 4, 10), run(file, moved, 1, 2, 15, split), run(file, moved, 2, 1, 0, split)]
-  statuses = iter(forked(*groups, timeout=600))
-  for group in groups:
-    for job in group:
-      status, error = next(statuses)
-      assert status == (75 if job["stop_after"] else 0), error
+    stages = [(1, 1, 5), (1, 4, 10), (1, 2, 15, split), (2, 1, 20, split)]
+    groups += [run(file, moved, *stage) for stage in stages]
+  found = forked(*groups, timeout=600)
+  assert {status for status, _ in found} == {75}, found
   for name in ("four", "two", *(["moved"] if method == "crln" else [])):
     same(losses(tmp_path / name), losses(tmp_path / "one"))
-  results = [(tmp_path / name / "results_student.json").read_text() for name in shape]
-  dice = [json.loads(text)["summary"]["dice"]["mean"] for text in results]
-  np.testing.assert_allclose(dice, dice[0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_evaluation(tmp_path):
+  """Three scans; a table of every one, in order, as one process makes it."""
+  file = config("supervised", tmp_path, 2)
+  found = forked(run(file, tmp_path / "one"), run(file, tmp_path / "two", 2), timeout=600)
+  assert {status for status, _ in found} == {0}, found
+  one, two = (json.loads((tmp_path / name / "results_student.json").read_text()) for name in ("one", "two"))
+  assert [case["case"] for case in two["cases"]] == [case["case"] for case in one["cases"]]
+  for a, b in zip(one["cases"], two["cases"], strict=True):
+    np.testing.assert_allclose(a["dice"], b["dice"], atol=1e-3)
+  assert (tmp_path / "two" / "results.md").is_file()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from tests.test_report import result, rows
 from tests.test_train import lines
 
 ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.py"))
-STEPS = 16
+STEPS = 120
 VARIANTS = '(Variant("plain", {"network.dropout": 0.0}, {"dice": 50.0}), Variant("dropout", {"network.dropout": 0.5}))'
 
 
@@ -35,10 +35,9 @@ def sweep_file(folder: Path, variants: str = VARIANTS, **changes) -> Path:
 
 
 def start(*arguments: str, **env: str) -> subprocess.Popen:
+  command = [sys.executable, "-m", "tests.stand_ins", "ssl_jax.sweep", *arguments]
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **env}
-  return subprocess.Popen(
-    [sys.executable, "-m", "ssl_jax.sweep", *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
+  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def files(folder: Path) -> dict[str, int]:

@@ -1,8 +1,11 @@
 """Checkpoints of the training state: the last few and the best, each with a checksum of every array."""
 
+import contextlib
+import errno
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -36,11 +39,16 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
-    """Starts saving; the state may be donated as soon as this returns. What an earlier save met, such as a full disk, is raised here."""
+    """Starts saving; the state may be donated as soon as this returns.
+
+    Raises:
+      OSError: ENOSPC, now or for the save before, which was not finished; complete checkpoints stay as they are.
+    """
     if step not in self._manager.all_steps():
       sums = [int(value) for value in jax.device_get(jax.tree.leaves(checksums(state)))]
       items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave({"leaves": sums}))
-      self._manager.save(step, args=items, metrics=dict(metrics or {}))
+      with self._disk_full_as_such():
+        self._manager.save(step, args=items, metrics=dict(metrics or {}))
 
   def restore(self, abstract: PyTree, shardings: PyTree, select: str = "last", set_aside: bool = False) -> PyTree:
     """Returns the last sound state, or the best one; a damaged one is named on standard error and passed over for the one before.
@@ -96,11 +104,21 @@ class Checkpoints:
     self._manager.reload()
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until everything is on disk; raises as `save`."""
+    with self._disk_full_as_such():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _disk_full_as_such(self) -> Iterator[None]:
     try:
-      self._manager.wait_until_finished()
-    finally:
-      self._manager.close()
+      yield
+    except Exception as error:  # TensorStore says it as a ValueError, Orbax as its own
+      if os.strerror(errno.ENOSPC) in str(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder)) from error
+      raise
 
 
 @jax.jit

@@ -1,0 +1,104 @@
+"""Switches for more devices and less memory: what they leave as it is, and what they change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssl_jax import networks
+from ssl_jax.core import optim, sharding
+from ssl_jax.types import InputError, NetworkConfig, OptimConfig
+from tests.helpers import tiny_config
+
+IMAGE = np.random.default_rng(0).normal(size=(4, 32, 16, 1)).astype(np.float32)
+
+
+def passes(image, views=1, **changes):
+  """Output, running averages and gradients of a network in training mode, dropout off."""
+  network = networks.build(NetworkConfig(width=2, **changes), num_classes=2)
+  variables = network.init(jax.random.key(0), image[:1], train=False)
+
+  def loss(params):
+    out, new = network.apply({**variables, "params": params}, image, train=True, dropout=False, views=views, mutable=["batch_stats"])
+    return jnp.mean(jnp.square(out.logits)), (out.logits, new["batch_stats"])
+
+  (_, found), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+  return *found, gradient
+
+
+def test_recomputing_changes_neither_parameters_nor_results():
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, passes(IMAGE), passes(IMAGE, remat=True))
+
+
+def test_recomputing_keeps_less():
+  def kept(remat):
+    network = networks.build(NetworkConfig(width=2, remat=remat), num_classes=2)
+    variables = network.init(jax.random.key(0), IMAGE[:1], train=False)
+
+    def logits(params):
+      given = {**variables, "params": params}
+      return network.apply(given, IMAGE, train=True, dropout=False, mutable=["batch_stats"])[0].logits
+
+    saved = jax.eval_shape(lambda params: jax.vjp(logits, params)[1], variables["params"])
+    return sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+  assert kept(True) < 0.8 * kept(False)
+
+
+def test_groups_have_batch_statistics_of_their_own():
+  name = "unet2d"
+  grouped, stats, _ = passes(IMAGE, name=name, bn_group=2)
+  first, first_stats, _ = passes(IMAGE[:2], name=name)
+  second = passes(IMAGE[2:], name=name)[0]
+  np.testing.assert_allclose(grouped, np.concatenate([first, second]), atol=1e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, first_stats)
+  assert not np.allclose(grouped, passes(IMAGE, name=name)[0], atol=1e-3)
+  with_views = passes(IMAGE, 2, name=name, bn_group=2)[0]
+  np.testing.assert_array_equal(with_views, grouped)
+
+
+def test_groups_must_divide_what_passes_at_once():
+  with pytest.raises(ValueError, match="config.network.bn_group: 3 does not divide the 4 images"):
+    passes(IMAGE, bn_group=3)
+  with pytest.raises(InputError, match="config.network.bn_group"):
+    networks.build(NetworkConfig(bn_group=-1), num_classes=2)
+
+
+def test_accumulating_updates_by_the_mean_gradient():
+  cfg = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01, schedule="poly")
+  params, gradients = jnp.array([1.0, -2.0]), [jnp.array([0.5, 1.0]), jnp.array([1.5, -3.0])]
+  optimizer = optim.build(dataclasses.replace(cfg, accumulate=2), 20)
+  state, found = optimizer.init(params), params
+  for k, gradient in enumerate(gradients * 2):
+    updates, state = optimizer.update(gradient, state, found)
+    assert bool(np.any(updates)) == (k % 2 == 1)
+    found = optax.apply_updates(found, updates)
+  plain, expected = optim.build(cfg, 10), params
+  state = plain.init(params)
+  for _ in range(2):
+    updates, state = plain.update(sum(gradients) / 2, state, expected)
+    expected = optax.apply_updates(expected, updates)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  with pytest.raises(InputError, match="config.optim.accumulate"):
+    optim.build(dataclasses.replace(cfg, accumulate=0), 20)
+
+
+def test_a_divided_state_lies_once_on_all_devices_together():
+  from ssl_jax.experiment import open_experiment
+
+  experiment = open_experiment(tiny_config("mean_teacher"))
+  mesh = sharding.data_mesh(8, 8)
+  state = experiment.abstract_state
+  split = sharding.of_state(mesh, state, True)
+  size = lambda tree, at: sum(
+    int(np.prod(place.shard_shape(leaf.shape))) for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(at), strict=True)
+  )
+  whole = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  for part in ("opt", "teacher"):
+    assert size(getattr(state, part), getattr(split, part)) < 0.3 * whole(getattr(state, part))  # width 2 leaves sides of 2 and 4 whole
+  assert size(state.students, split.students) == whole(state.students)
+  assert size(state.opt, sharding.of_state(mesh, state, False).opt) == whole(state.opt)
