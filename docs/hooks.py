@@ -1,7 +1,7 @@
 """Hooks of the documentation's site (mkdocs.yml): what it takes from outside `docs/`, and links from names to the API reference.
 
-BUILD.md, the notebook and the benchmarks' tables become pages; every package of ssl_jax gets a page made from its docstrings; a name in a
-page's text, such as `ops.components.largest_component`, links there.
+BUILD.md, launch/, the notebook and the benchmarks' tables become pages; every package of ssl_jax gets a page made from its docstrings; a
+name in a page's text, such as `ops.components.largest_component`, links there.
 """
 
 import ast
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_jax"
-TAKEN = {"BUILD.md": "build.md", "notebooks/ablations_colab.ipynb": "notebook.md"}
+TAKEN = {"BUILD.md": "build.md", "launch/README.md": "launch.md", "notebooks/ablations_colab.ipynb": "notebook.md"}
 TAKEN |= {f"benchmarks/results/{f.name}": f"benchmarks/{f.name}" for f in ROOT.glob("benchmarks/results/*.md")}
 CODE_OR_NAME = re.compile(r"(?ms)^(?:```|~~~).*?^(?:```|~~~)$|(?<![\[`])`(\w+(?:\.\w+)+)`(?![\]`])")
 
@@ -61,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
   """Turns links out of `docs/` into links to the pages made here, and names of the library into links to their documentation."""
+  markdown = re.sub(r"\]\((?:\.\./)+docs/", "](", markdown)
   up = "../" * page.file.src_uri.count("/")
   for name, target in TAKEN.items():
     markdown = re.sub(rf"\]\((?:\.\./)+{re.escape(name)}", f"]({up}{target}", markdown)

@@ -1,6 +1,6 @@
 """Disturbs runs in every way we know and compares how they end with one left in peace: `python -m tests.reliability [FOLDER] [KILLS]`.
 
-Prints the table of docs/reliability.md; takes some minutes. Not part of the suite. FOLDER should be on a disk; a small tmpfs is mounted
+Prints a table; takes some minutes. Not part of the suite. FOLDER should be on a disk; a small tmpfs is mounted
 below it for the full disk, which needs root.
 """
 
