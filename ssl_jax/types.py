@@ -3,8 +3,11 @@
 import dataclasses
 import difflib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
+from tokenize import TokenError
 from typing import Any, Literal
 
 import flax.struct
@@ -22,6 +25,21 @@ Metrics = Mapping[str, Array]
 
 
 _DEEPEST_JSON = 64
+
+
+# What NumPy and h5py raise over damaged files.
+UNREADABLE = (
+  OSError,
+  EOFError,
+  KeyError,
+  MemoryError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+  TokenError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 class InputError(ValueError):

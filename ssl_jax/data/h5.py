@@ -7,11 +7,8 @@ and the voxel size. ACDC and Synapse are shared for 2D networks: volumes as [S, 
 import contextlib
 import dataclasses
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import h5py
@@ -19,7 +16,7 @@ import numpy as np
 
 from ssl_jax.data.case import Case, Source, SourceBase, assemble_case, check_affine, check_file, check_size, check_volumes, read_list
 from ssl_jax.data.preprocess import translation
-from ssl_jax.types import DataConfig, InputError, nearest
+from ssl_jax.types import UNREADABLE, DataConfig, InputError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,18 +258,7 @@ def _read(file: Path, read: Callable[[Any], Any]) -> Any:
       return read(arrays)
   except InputError:
     raise
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except UNREADABLE as error:
     kind = "NumPy's npz" if file.suffix == ".npz" else "HDF5"
     reason = " ".join(str(error).split())
     raise InputError(f"{file} cannot be read, it is truncated or not {kind}: {reason}; fetch it again") from error

@@ -7,16 +7,13 @@ No file is ever unpickled into arbitrary objects.
 import argparse
 import importlib
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.types import InputError, PyTree
+from ssl_jax.types import UNREADABLE, InputError, PyTree
 
 _ENCODER = {"one": 1, "two": 2, "three": 3, "four": 3, "five": 3}  # PyTorch's name of a level and its number of convolutions
 _DECODER = {"six": 3, "seven": 3, "eight": 2, "nine": 1}
@@ -238,18 +235,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return {key: arrays[key] for key in arrays.files}
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except UNREADABLE as error:
     raise InputError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
 
 
