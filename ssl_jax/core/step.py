@@ -1,12 +1,15 @@
 """Pieces that the training steps of all methods share."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from ssl_jax.types import Array, Metrics, PyTree
+from ssl_jax.core import ema
+from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
 Term = Callable[[], Array | tuple[Array, Metrics]]
 
@@ -72,3 +75,65 @@ def init_network(network: Any, key: Array, image: Array) -> tuple[PyTree, PyTree
   """Returns `(params, batch_stats)` of a network for images of this shape."""
   variables = network.init(key, jnp.zeros(image.shape, image.dtype), train=False)
   return variables["params"], variables.get("batch_stats", {})
+
+
+def init_state(
+  networks: Mapping[str, Any], optimizer: optax.GradientTransformation, key: Array, image: Array, *, teacher: bool = False
+) -> TrainState:
+  """Returns the state of a method whose students are whole networks.
+
+  Args:
+    networks: student -> its network. A lone one takes `key` itself, so that all methods of one network begin alike.
+    optimizer: of all students together.
+    key: PRNG key.
+    image: f32[B, *spatial, channels]; its shape alone counts.
+    teacher: whether the state also holds a copy of students and running averages, see `follow`.
+  """
+  key_of = lambda name: key if len(networks) == 1 else jax.random.fold_in(key, ord(name))
+  made = {name: init_network(network, key_of(name), image) for name, network in networks.items()}
+  students, stats = ({name: both[i] for name, both in made.items()} for i in (0, 1))
+  follower = {"students": students, "stats": stats} if teacher else {}
+  copied = jax.tree.map(jnp.copy, follower)  # own buffers, or donation would free them twice
+  return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), copied, ())
+
+
+def both_halves(batch: Batch) -> tuple[Array, Array]:
+  """Returns the labelled images followed by the unlabelled ones, f32[B, *spatial, channels], and the labels of the former."""
+  return jnp.concatenate([batch["labelled"]["image"], batch["unlabelled"]["image"]]), batch["labelled"]["label"]
+
+
+def descend(
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  loss_fn: Callable[[PyTree], tuple[Array, Metrics, Mapping[str, Any]]],
+) -> tuple[TrainState, dict[str, Array]]:
+  """Moves the students down the gradient of a loss and counts the step.
+
+  Args:
+    loss_fn: `students -> (loss, metrics, changes)`; `changes` are the state's other new fields, such as `stats`.
+  """
+
+  def loss_and_rest(students: PyTree) -> tuple[Array, Any]:
+    loss, *rest = loss_fn(students)
+    return loss, rest
+
+  (_, (metrics, changes)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(state.students)
+  updates, opt = optimizer.update(grads, state.opt, state.students)
+  students = optax.apply_updates(state.students, updates)
+  return dataclasses.replace(state, step=state.step + 1, students=students, opt=opt, **changes), dict(metrics)
+
+
+def follow(state: TrainState, stats: PyTree, decay: float) -> TrainState:
+  """Returns the state after `descend` with the teacher moved towards the students, and the teacher's new running averages."""
+  moved = ema.update(state.teacher["students"], state.students, state.step - 1, decay)
+  return dataclasses.replace(state, teacher={"students": moved, "stats": stats})
+
+
+def student(network: Any, name: str = "a") -> Callable[[TrainState, Array], Array]:
+  """Returns the predictor of a student that is a whole network."""
+  return lambda state, image: probabilities(network, state.students[name], state.stats[name], image)
+
+
+def teacher(network: Any, name: str = "a") -> Callable[[TrainState, Array], Array]:
+  """Returns the predictor of a student's moving average, see `follow`."""
+  return lambda state, image: probabilities(network, state.teacher["students"][name], state.teacher["stats"][name], image)

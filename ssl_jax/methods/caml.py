@@ -27,7 +27,7 @@ import optax
 
 from ssl_jax.core import bank, rng
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import forward, init_network, probabilities, weighted_terms
+from ssl_jax.core.step import descend, forward, init_network, probabilities, weighted_terms
 from ssl_jax.ops import select
 from ssl_jax.ops.consistency import cross_pseudo_supervision, sharpened_consistency
 from ssl_jax.ops.correlation import correlation, correlation_consistency
@@ -185,12 +185,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       coefficients = {name: jnp.float32(value) for name, value in COEFFICIENTS[options.variant].items()}
       scale = {**coefficients, "consistency": coefficients["consistency"] * rising, "occ": coefficients["occ"] * rising}
       loss, metrics = weighted_terms(options.weights, terms, scale)  # Eq. (1)
-      return loss, (stats, memory, metrics)
+      return loss, metrics, {"stats": stats, "memory": memory}
 
-    (_, (stats, memory, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
-    updates, opt = optimizer.update(grads, state.opt, state.students)
-    students = optax.apply_updates(state.students, updates)
-    return dataclasses.replace(state, step=state.step + 1, students=students, stats=stats, opt=opt, memory=memory), metrics
+    return descend(optimizer, state, loss_fn)
 
   segment = lambda name: (
     lambda state, image: probabilities(pair[name], state.students[name]["network"], state.stats[name]["network"], image)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import forward, init_network, probabilities, weighted_terms
+from ssl_jax.core.step import descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops import views
 from ssl_jax.ops.segmentation import ce_dice
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
@@ -100,9 +100,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         "config.train.batch_synthetic: CMEMS learns from synthetic images, so it must be positive (with data.synthesis.per_background); "
         "or switch them off by config.method.weights.synthetic=0"
       )
-    made = {name: init_network(network, jax.random.fold_in(key, ord(name)), batch["labelled"]["image"]) for name in OTHER}
-    students, stats = ({name: both[i] for name, both in made.items()} for i in (0, 1))
-    return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), {}, ())
+    return init_state(dict.fromkeys(OTHER, network), optimizer, key, batch["labelled"]["image"])
 
   def weak_view(name: str, stream: str, batch: Batch, key: Array) -> tuple[Array, Any]:
     """The network's own turned images f32[B, *spatial, channels] of a stream, and their labels where it has any."""
@@ -150,26 +148,21 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         "image": lambda: taught("dropout_strong", image_teacher, strong),  # Eqs. (4), (5)
         "feature": lambda: taught("dropout_feature", feature_teacher, weak, perturb=options.feature_dropout),  # Eqs. (7), (8)
       }
-      loss, metrics = weighted_terms(options.weights, terms)  # Eq. (9)
-      return loss, (new, metrics)
+      return *weighted_terms(options.weights, terms), {"stats": new}  # Eq. (9)
 
-    (_, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
-    updates, opt = optimizer.update(grads, state.opt, state.students)
+    state, metrics = descend(optimizer, state, loss_fn)
     if mutual:
       metrics |= {"pseudo_share": jnp.mean(jnp.stack([counted for _, counted in pseudo.values()]))}
       metrics |= {"pseudo_foreground": jnp.mean(jnp.stack([label > 0 for label, _ in pseudo.values()]))}
-    students = optax.apply_updates(state.students, updates)
-    return dataclasses.replace(state, step=state.step + 1, students=students, stats=stats, opt=opt), metrics
+    return state, metrics
 
-  def of(name: str, state: TrainState, image: Array) -> Array:
-    return probabilities(network, state.students[name], state.stats[name], image)
+  each = {f"network_{name}": student(network, name) for name in OTHER}
 
   def predict(state: TrainState, image: Array) -> Array:
-    return 0.5 * (of("a", state, image) + of("b", state, image))  # Eq. (10) [D: probabilities]
+    return 0.5 * (each["network_a"](state, image) + each["network_b"](state, image))  # Eq. (10) [D: probabilities]
 
   def pseudo_labels(state: TrainState, image: Array) -> Mapping[str, tuple[PyTree, Array]]:
     prob = predict(state, image)
     return {"mean": (prob, jnp.max(prob, axis=-1) >= options.threshold)}
 
-  also = {f"network_{name}": lambda state, image, name=name: of(name, state, image) for name in OTHER}
-  return Method(init, {"train": step}, predict, also, pseudo_labels)
+  return Method(init, {"train": step}, predict, each, pseudo_labels)

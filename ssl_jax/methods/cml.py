@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import forward, init_network, weighted_terms
+from ssl_jax.core.step import descend, forward, init_state, weighted_terms
 from ssl_jax.ops.components import largest_component
 from ssl_jax.ops.consistency import feature_discrepancy
 from ssl_jax.ops.cutmix import box_anywhere
@@ -87,9 +87,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     for half, images in batch.items():
       if (size := images["index"].shape[0]) % 2:
         raise ValueError(f"config.train.batch_{half}: CML mixes two halves of the batch, so it must be even; got {size}")
-    made = {n: init_network(pair[n], jax.random.fold_in(key, ord(n)), batch["labelled"]["image"]) for n in dict.fromkeys(owner.values())}
-    students, stats = {n: params for n, (params, _) in made.items()}, {n: running for n, (_, running) in made.items()}
-    return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), {}, ())
+    return init_state({name: pair[name] for name in owner.values()}, optimizer, key, batch["labelled"]["image"])
 
   def both(students: PyTree, stats: PyTree, image: Array, key_of: Callable[[str], Array], use: str) -> tuple[dict[str, Any], PyTree]:
     out, stats = {}, dict(stats)
@@ -134,15 +132,12 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         terms["pseudo"] = lambda: sum(ce_dice(out_u[name].logits, target[name]) for name in pair)  # Eq. (10)
       apart = lambda out, name: feature_discrepancy(out[name].bottleneck, out[OTHER[name]].bottleneck)
       terms["discrepancy"] = lambda: sum(apart(out, name) for out in views for name in pair)  # Eqs. (1), (2)
-      loss, metrics = weighted_terms(weights, terms)  # Eqs. (4), (11)
-      return loss, (new, metrics)
+      return *weighted_terms(weights, terms), {"stats": new}  # Eqs. (4), (11)
 
-    (_, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
-    updates, opt = optimizer.update(grads, state.opt, state.students)
-    students = optax.apply_updates(state.students, updates)
+    state, metrics = descend(optimizer, state, loss_fn)
     if pseudo:
       metrics |= {"pseudo_agree": jnp.mean(pseudo["a"] == pseudo["b"]), "pseudo_foreground": jnp.mean(pseudo["a"] > 0)}
-    return dataclasses.replace(state, step=state.step + 1, students=students, stats=stats, opt=opt), metrics
+    return state, metrics
 
   def logits_of(name: str, state: TrainState, image: Array) -> Array:
     variables = {"params": state.students[owner[name]], "batch_stats": state.stats[owner[name]]}

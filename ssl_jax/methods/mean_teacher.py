@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.core import ema, rng
+from ssl_jax.core import rng
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import forward, init_network, probabilities, weighted_terms
+from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
 from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.ops.views import gaussian_noise
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -47,44 +48,29 @@ class Options:
 
 def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
   """Returns the method; see `types.Method`."""
+  del task
   network = networks.backbone()
 
   def init(key: Array, batch: Batch) -> TrainState:
-    params, stats = init_network(network, key, batch["labelled"]["image"])
-    students, stats = {"a": params}, {"a": stats}
-    teacher = jax.tree.map(jnp.copy, {"students": students, "stats": stats})  # own buffers, or donation would free them twice
-    return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), teacher, ())
+    return init_state({"a": network}, optimizer, key, batch["labelled"]["image"], teacher=True)
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-    labelled, image_u = batch["labelled"], batch["unlabelled"]["image"]
-    num_labelled = labelled["image"].shape[0]
+    image, label = both_halves(batch)
     key_of = lambda use: rng.key_for(key, state.step, use)
-
-    noise = jnp.clip(options.noise_std * jax.random.normal(key_of("noise"), image_u.shape), -options.noise_clip, options.noise_clip)
+    noisy = gaussian_noise(key_of("noise"), image[len(label) :], options.noise_std, options.noise_clip)
     key_t = key_of("dropout_t") if options.teacher_dropout else None
-    out_t, stats_t = forward(network, state.teacher["students"]["a"], state.teacher["stats"]["a"], image_u + noise, key=key_t)
-    prob_t = jax.nn.softmax(out_t.logits)
+    out_t, stats_t = forward(network, state.teacher["students"]["a"], state.teacher["stats"]["a"], noisy, key=key_t)
 
     def loss_fn(students):
-      image = jnp.concatenate([labelled["image"], image_u])
       out, stats = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
       terms = {
-        "supervised": lambda: ce_dice(out.logits[:num_labelled], labelled["label"]),
-        "consistency": lambda: jnp.mean((jax.nn.softmax(out.logits[num_labelled:]) - prob_t) ** 2),
+        "supervised": lambda: ce_dice(out.logits[: len(label)], label),
+        "consistency": lambda: jnp.mean((jax.nn.softmax(out.logits[len(label) :]) - jax.nn.softmax(out_t.logits)) ** 2),
       }
-      loss, metrics = weighted_terms(options.weights, terms, {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)})
-      return loss, (stats, metrics)
+      rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
+      return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
 
-    (_, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.students)
-    updates, opt = optimizer.update(grads, state.opt, state.students)
-    students = optax.apply_updates(state.students, updates)
-    teacher = {"students": ema.update(state.teacher["students"], students, state.step, options.ema_decay), "stats": {"a": stats_t}}
-    return dataclasses.replace(state, step=state.step + 1, students=students, stats={"a": stats}, opt=opt, teacher=teacher), metrics
+    state, metrics = descend(optimizer, state, loss_fn)
+    return follow(state, {"a": stats_t}, options.ema_decay), metrics
 
-  def predict(state: TrainState, image: Array) -> Array:
-    return probabilities(network, state.students["a"], state.stats["a"], image)
-
-  def predict_teacher(state: TrainState, image: Array) -> Array:
-    return probabilities(network, state.teacher["students"]["a"], state.teacher["stats"]["a"], image)
-
-  return Method(init, {"train": step}, predict, {"teacher": predict_teacher})
+  return Method(init, {"train": step}, student(network), {"teacher": teacher(network)})

@@ -1,4 +1,4 @@
-"""Random views of a batch, drawn on the device: turns and flips in the X–Y plane (weak), changes of colour (strong)."""
+"""Random views of a batch, drawn on the device: turns and flips in the X–Y plane (weak), noise, changes of colour (strong)."""
 
 import functools
 import math
@@ -43,6 +43,14 @@ def turn_label(label: Array, pose: Pose) -> Array:
   """Turns i32[B, X, Y, *rest] as `turn_image` does, nearest pixel, class 0 beyond the edges."""
   u, v = _source(label.shape[1:3], pose)
   return _fetch(label, jnp.round(u), jnp.round(v))
+
+
+def gaussian_noise(key: Array, image: Array, std: float, clip: float) -> Array:
+  """Adds N(0, std²), clipped to ±`clip`, to every voxel of f32[B, *spatial, channels].
+
+  Source: UA-MT's code [L].
+  """
+  return image + jnp.clip(std * jax.random.normal(key, image.shape), -clip, clip)
 
 
 def _source(shape: tuple[int, ...], pose: Pose) -> tuple[Array, Array]:
