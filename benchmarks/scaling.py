@@ -1,9 +1,11 @@
 """What dividing a step costs: the same global batch on 1, 2, 4 and 8 pretended CPU devices, and what the devices exchange.
 
   python -m benchmarks.scaling [--method=crln] [--width=8] [--patch=32] [--batch=8] [--rounds=5] [--bn-group=0]
+                              [--convolutions=cpu|xla]
 
 The devices share this machine's cores, so the arithmetic takes as long on eight as on one, and what a step takes longer is the price of
-collectives and of smaller pieces. Exchanged bytes are counted in the compiled program.
+collectives and of smaller pieces. Exchanged bytes are counted in the compiled program. The CPU's kernel gradients walk through the slices
+of all images one after the other and therefore gather them on every device; `--convolutions=xla` is what accelerators run.
 """
 
 import argparse
@@ -16,6 +18,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_sched
 
 import re
 import statistics
+import sys
 import time
 
 import jax
@@ -25,6 +28,7 @@ from configs import common
 from ssl_jax import config, data
 from ssl_jax.core import sharding
 from ssl_jax.experiment import open_experiment, run_key
+from ssl_jax.ops import conv
 from ssl_jax.train import compile_step
 from ssl_jax.types import Config
 
@@ -45,7 +49,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   for name, default in (("--method", "crln"), ("--width", 8), ("--patch", 32), ("--batch", 8), ("--rounds", 5), ("--bn-group", 0)):
     parser.add_argument(name, type=type(default), default=default)
+  parser.add_argument("--convolutions", choices=("cpu", "xla"), default="cpu")
   options = parser.parse_args()
+  if options.convolutions == "xla":
+    conv._SMALL = sys.maxsize
   raw = common.base(options.method)
   raw.data.update(source="phantom", split="official", num_labelled=8, patch=(options.patch,) * 3)
   raw.network.update(width=options.width, bn_group=options.bn_group)

@@ -5,13 +5,12 @@
 Results: docs/results/la_small.md.
 """
 
-from configs import common
+from configs import caml_la, common
 
 
 def get_config():
   """Returns the configuration."""
-  config = common.left_atrium_small(common.base("caml"))
-  config.method.ramp_unit_steps = 40  # [D] the published ramp-up covers a fifth of the run; so does this one
+  config = common.left_atrium_small(caml_la.get_config())
   config.method.rows = 1600  # [D] an eighth of the voxels, an eighth of the rows
   config.method.slots = 512  # [D]
   return config

@@ -12,6 +12,7 @@ def get_config():
   """Returns the configuration."""
   config = common.left_atrium_small(common.base("crln"))
   config.method.student_views = "apart"  # [D] running averages of strong views spoil those of whole scans
+  config.method.rectify_from_step = 800  # [D] as at full length
   config.method.unlabelled_ramp_steps = 1600  # [D] 40 % of the steps; without it early mistakes are learned by heart
   config.method.tau = 0.9  # [D]
   config.method.weights.cps = 0.1  # [D] ln 513 against losses of 0.1 drowns the segmentation in a short run

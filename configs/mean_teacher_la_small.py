@@ -5,9 +5,9 @@
 Results: docs/results/la_small.md.
 """
 
-from configs import common
+from configs import common, mean_teacher_la
 
 
 def get_config():
   """Returns the configuration."""
-  return common.left_atrium_small(common.base("mean_teacher"))
+  return common.left_atrium_small(mean_teacher_la.get_config())

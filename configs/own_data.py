@@ -47,20 +47,26 @@ def get_config(choice="crln"):
 
 def _start(method, flat, small):
   """The method's configuration for a benchmark of that kind and size or, where it has none, the nearest one."""
-  ending = "_small" if small else ""
-  name = f"{method}_{'acdc' if flat else 'la'}{ending}"
-  if importlib.util.find_spec(f"configs.{name}"):
-    return importlib.import_module(f"configs.{name}").get_config()
-  name = f"{method}_la{ending}"
-  found = importlib.util.find_spec(f"configs.{name}")
-  config = importlib.import_module(f"configs.{name}").get_config() if found else common.left_atrium(common.base(method))
-  return _on_slices(config, small) if flat else config
+  kind = "acdc" if flat else "la"
+  if small and (config := _committed(f"{method}_{kind}_small")):
+    return config
+  config = _committed(f"{method}_{kind}")
+  if not config:
+    config = _committed(f"{method}_la") or common.left_atrium(common.base(method))
+    config = _on_slices(config) if flat else config
+  if small:
+    return common.small_slices(config) if flat else common.left_atrium_small(config)
+  return config
 
 
-def _on_slices(config, small):
+def _committed(name):
+  """The configuration of a file in configs/, or None."""
+  return importlib.import_module(f"configs.{name}").get_config() if importlib.util.find_spec(f"configs.{name}") else None
+
+
+def _on_slices(config):
   """What the configurations for ACDC have, with the V-Net, which every method can use."""
   network = config.network.name
   config = common.acdc(config)
   config.network.name = network
-  config.data.downsample = 1
-  return common.small_slices(config) if small else config
+  return config

@@ -12,5 +12,4 @@ def get_config():
   """Returns the configuration."""
   config = common.small_slices(supervised_acdc.get_config())
   config.data.test_list = "val.list"
-  config.train.phases = (("train", 1500),)
   return config

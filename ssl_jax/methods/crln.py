@@ -119,10 +119,6 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     )  # Eq. (8)
     return before, jnp.where(state.step >= options.rectify_from_step, jax.nn.softmax(rectified), before), stats
 
-  def student_views(params: PyTree, stats: PyTree, image_l: Array, image_s: Array, key: Array) -> tuple[Any, Any, PyTree]:
-    out, stats = forward(network, params, stats, jnp.concatenate([image_l, image_s]), key=key, views=views)
-    return jax.tree.map(lambda a: a[: len(image_l)], out), stats, jax.tree.map(lambda a: a[len(image_l) :], out)
-
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     image_l, label_l, image_u = batch["labelled"]["image"], batch["labelled"]["label"], batch["unlabelled"]["image"]
     key_of = lambda use: rng.key_for(key, state.step, use)
@@ -132,15 +128,17 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     def loss_fn(trainable):
       student, prototypes = trainable
-      out_l, stats, out_u = student_views(student["network"], state.stats["a"], image_l, image_s, key_of("dropout_a"))
+      image = jnp.concatenate([image_l, image_s])
+      out, stats = forward(network, student["network"], state.stats["a"], image, key=key_of("dropout_a"), views=views)
+      out_l, out_u = (jax.tree.map(lambda a, half=half: a[half], out) for half in (slice(len(label_l)), slice(len(label_l), None)))
       map_l = correction(student["dim"], prototypes, out_l)
 
       def cps_term():
         apply = lambda method: lambda x: cps_head.apply({"params": student["cps"]}, x, method=method)
         loss, anchors = positive_supervision(
           key_of("cps"),
-          context=apply("context")(jnp.concatenate([out_l.f4, out_u.f4])),
-          prob=jax.lax.stop_gradient(jax.nn.softmax(jnp.concatenate([out_l.logits, out_u.logits]))),
+          context=apply("context")(out.f4),  # not the halves joined again: several devices would exchange them
+          prob=jax.lax.stop_gradient(jax.nn.softmax(out.logits)),
           label=jnp.concatenate([label_l, jnp.argmax(prob_u, axis=-1)]),
           reliable=jnp.concatenate([jnp.ones(label_l.shape, bool), shown & (jnp.max(prob_u, axis=-1) > options.tau_weak)]),
           prototypes=prototypes,
