@@ -2,7 +2,7 @@
 
     python -m ssl_jax.sweep --sweep=configs/comparisons/la_small.py --config.data.root=DIR
 
-Each as in its own configuration, at the data, backbone, batch of 2 + 2, optimizer and length of `supervised_la_small.py`. Published numbers:
+Each as in its own configuration, at the data, backbone, batch of 2 + 2, optimizer and length of `supervised_la_small.py`. Published:
 112×112×80, 8 labelled, the official test scans (CAML, Table 1; CRLN, CML, BCP: their own tables). Results: docs/results/comparison.md.
 """
 
