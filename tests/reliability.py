@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.helpers import Forked, forked, tiny_config, with_train, write_config
 from tests.methods.common import SMALL_OPTIONS
 
-STEPS, EVERY = 600, 20
+STEPS, EVERY = 900, 20
 
 
 def lines(workdir):
