@@ -1,7 +1,6 @@
 """MC-Net+ on ACDC.
 
 python -m ssl_jax.main --config=configs/mc_net_plus_acdc.py --config.data.root=DIR --config.data.num_labelled=136
-
 """
 
 from configs import common

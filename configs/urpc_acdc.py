@@ -1,4 +1,4 @@
-"""URPC on ACDC.
+"""URPC on ACDC: a U-Net that predicts at four scales.
 
 python -m ssl_jax.main --config=configs/urpc_acdc.py --config.data.root=DIR --config.data.num_labelled=136
 """

@@ -1,4 +1,4 @@
-"""URPC: Uncertainty Rectified Pyramid Consistency (Luo et al., MICCAI 2021). The decoder's four levels all predict, and agree.
+"""URPC: Uncertainty Rectified ScaleHeads Consistency (Luo et al., MICCAI 2021). The decoder's four levels all predict, and agree.
 
 | equation | where |
 |---|---|
@@ -6,7 +6,7 @@
 | p̄ = mean over scales of p_s; v_s = KL(p̄ ‖ p_s) by voxel | `ops.consistency.pyramid_consistency` |
 | mean over scales of Σ d_s e^{−v_s} / Σ e^{−v_s} + mean v_s, d_s = (p_s − p̄)² | `ops.consistency.pyramid_consistency` |
 | w(t) = w_max · ramp(⌊t / 150⌋, R) | `core.heads.build` |
-| perturbations of levels 1 to 3 | `networks.heads.Pyramid` |
+| perturbations of levels 1 to 3 | `networks.heads.ScaleHeads` |
 
 Source: the authors' code in SSL4MIS [C]; its settings on the Left Atrium are not published: those of mean teacher's lineage there [L].
 """

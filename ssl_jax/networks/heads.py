@@ -34,7 +34,7 @@ class Projection(nn.Module):
     return Conv(self.features, size=1, name="output")(nn.relu(RowBatchNorm(name="norm")(hidden, counted, train)))
 
 
-class Pyramid(nn.Module):
+class ScaleHeads(nn.Module):
   """Predictions of a decoder's coarser levels at full resolution, each from features perturbed in its own way (URPC).
 
   Attributes:

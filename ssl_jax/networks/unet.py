@@ -19,7 +19,7 @@ from ssl_jax.networks.blocks import (
   norm_views,
   recompute,
 )
-from ssl_jax.networks.heads import Pyramid
+from ssl_jax.networks.heads import ScaleHeads
 from ssl_jax.ops import norm, resize
 from ssl_jax.types import Array
 
@@ -150,7 +150,7 @@ class UNet2D(nn.Module):
     branches = {f"branch{i}_": mode for i, mode in enumerate(self.further, start=2)}
     heads = [predict(_expand(bottleneck, skips, decoder_of(mode, branch))[-1], branch) for branch, mode in branches.items()]
     if self.scales:
-      heads += reversed(Pyramid(self.num_classes, 3, "nearest", self.dtype, name="scales")(levels[:-1], dropout))
+      heads += reversed(ScaleHeads(self.num_classes, 3, "nearest", self.dtype, name="scales")(levels[:-1], dropout))
     return HeadsOutput(*output, (output.logits, *heads)) if heads else output
 
 
@@ -216,4 +216,4 @@ class UNet3D(nn.Module):
     output = NetworkOutput(logits, f2, f3, f4, bottleneck)
     if not self.scales:
       return output
-    return HeadsOutput(*output, (logits, *reversed(Pyramid(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))))
+    return HeadsOutput(*output, (logits, *reversed(ScaleHeads(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ssl_jax.networks.attention import CrossSampleAttention
 from ssl_jax.networks.blocks import BatchNorm, Conv, Down, HeadsOutput, NetworkOutput, Up, channel_dropout, norm_views, recompute
-from ssl_jax.networks.heads import Pyramid
+from ssl_jax.networks.heads import ScaleHeads
 from ssl_jax.types import Array
 
 ENCODER_BLOCKS = (1, 2, 3, 3, 3)
@@ -126,5 +126,5 @@ class VNet(nn.Module):
     output = NetworkOutput(logits, f2, f3, f4, bottleneck)
     heads = [decode(bottleneck, skips, mode, f"branch{i}_")[0] for i, mode in enumerate(self.further, start=2)]
     if self.scales:
-      heads += reversed(Pyramid(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))
+      heads += reversed(ScaleHeads(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))
     return HeadsOutput(*output, (logits, *heads)) if heads else output

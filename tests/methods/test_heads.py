@@ -1,0 +1,336 @@
+"""URPC, MC-Net, MC-Net+ and MCF against NumPy transcriptions, and the networks with several heads that they need."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssl_jax import config, methods, networks
+from ssl_jax.core import rng
+from ssl_jax.core.schedules import ramp
+from ssl_jax.core.step import forward
+from ssl_jax.data.phantom import make_phantom
+from ssl_jax.networks import vnet
+from ssl_jax.networks.factory import Networks
+from ssl_jax.networks.heads import ScaleHeads, drop_strongest, scale_noise
+from ssl_jax.networks.unet import UNet2D, UNet3D
+from ssl_jax.networks.vnet import VNet
+from ssl_jax.ops import consistency
+from ssl_jax.types import InputError, NetworkConfig, Task
+from tests.methods.common import ce_dice_numpy, nll, normal, slice_networks, small_networks, softmax
+
+NAMES = ("urpc", "mc_net", "mc_net_plus", "mcf")
+SHAPE = (2, 8, 8, 4)
+
+
+def sharpened(p, temperature=0.1):
+  power = p.astype(np.float64) ** (1 / temperature)
+  return power / power.sum(-1, keepdims=True)
+
+
+def dice_numpy(prob, label):
+  """Of the foreground classes, over the whole batch."""
+  target = np.eye(prob.shape[-1])[label]
+  terms = [1 - (2 * (prob[..., c] * target[..., c]).sum() + 1e-8) / (prob[..., c] + target[..., c]).sum() for c in range(1, prob.shape[-1])]
+  return np.mean(terms)
+
+
+def mutual_numpy(heads):
+  p = [softmax(h) for h in heads]
+  return sum(((p[i] - sharpened(p[j])) ** 2).mean() for i, j in itertools.permutations(range(len(p)), 2))
+
+
+def pyramid_numpy(heads):
+  p = [softmax(h.astype(np.float64)) for h in heads]
+  mean = sum(p) / len(p)
+  total = 0.0
+  for q in p:
+    variance = (mean * np.log(mean / q)).sum(-1, keepdims=True)
+    total += ((mean - q) ** 2 * np.exp(-variance)).mean() / (np.exp(-variance).mean() + 1e-8) + variance.mean()
+  return total / len(p)
+
+
+def review_numpy(logits, other, label):
+  errors = []
+  for at in np.ndindex(label.shape):
+    if logits[at].argmax() != other[at].argmax():
+      target = np.arange(logits.shape[-1]) == label[at]
+      errors.append(0.5 * ((softmax(logits[at]) - target) ** 2).sum())
+  return np.mean(errors)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mutual_consistency(count):
+  heads = [normal(*SHAPE, 3) for _ in range(count)]
+  np.testing.assert_allclose(consistency.mutual_consistency(heads, 0.1), mutual_numpy(heads), rtol=1e-4)
+  assert all(np.abs(g).max() > 0 for g in jax.grad(lambda h: consistency.mutual_consistency(h, 0.1))(heads))
+  sure = [20 * np.eye(3, dtype=np.float32)[np.zeros(SHAPE, int)]] * count
+  np.testing.assert_allclose(consistency.mutual_consistency(sure, 0.1), 0, atol=1e-6)  # agreement without doubt costs nothing
+
+
+def test_pyramid_consistency():
+  heads = [normal(*SHAPE, 3) for _ in range(4)]
+  np.testing.assert_allclose(consistency.pyramid_consistency(heads), pyramid_numpy(heads), rtol=1e-4)
+  np.testing.assert_allclose(consistency.pyramid_consistency([heads[0]] * 4), 0, atol=1e-6)
+  grads = jax.grad(consistency.pyramid_consistency)(heads)
+  assert all(np.abs(g).max() > 0 for g in grads)
+  nearer = [h - 10 * g for h, g in zip(heads, grads, strict=True)]
+  spread = lambda heads: np.var([softmax(np.asarray(h)) for h in heads], axis=0).mean()
+  assert spread(nearer) < spread(heads)
+  opposed = [jnp.asarray([[[[300.0, -300.0]]]]), jnp.asarray([[[[-300.0, 300.0]]]])]
+  loss, grads = jax.value_and_grad(consistency.pyramid_consistency)(opposed)
+  assert np.isfinite(loss) and np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_error_where_different(classes):
+  logits, other, label = normal(*SHAPE, classes), normal(*SHAPE, classes), np.random.default_rng(1).integers(0, classes, SHAPE)
+  function = consistency.error_where_different
+  np.testing.assert_allclose(function(logits, other, label), review_numpy(logits, other, label), rtol=1e-4)
+  if classes == 2:  # the published form
+    different = logits.argmax(-1) != other.argmax(-1)
+    published = (different * (softmax(logits)[..., 1] - label) ** 2).sum() / different.sum()
+    np.testing.assert_allclose(function(logits, other, label), published, rtol=1e-4)
+  grad, of_other = jax.grad(function, argnums=(0, 1))(logits, other, label)
+  assert ((np.abs(grad).max(-1) > 0) == (logits.argmax(-1) != other.argmax(-1))).all() and not of_other.any()
+  right = np.take_along_axis(np.asarray(grad), label[..., None], -1)
+  assert (right <= 0).all()  # the label's class rises
+  assert function(logits, logits, label) == 0 and not jax.grad(function)(logits, logits, label).any()
+
+
+def build(name, make=small_networks, classes=2, **options):
+  module = methods.load(name)
+  return module.build(config.parse(module.Options, options), make(classes), optax.sgd(0.1, 0.9), Task(4, 100))
+
+
+def batch_of(image, label):
+  half, index = len(image) // 2, np.arange(len(image) // 2, dtype=np.int32)
+  labelled = {"image": image[:half], "label": label[:half].astype(np.int32), "index": index}
+  return {"labelled": labelled, "unlabelled": {"image": image[half:], "index": index}}
+
+
+def one_step(name, classes=2, **options):
+  """A method, its first state, the batch, and what its first step reports and makes."""
+  method = build(name, classes=classes, **options)
+  image = normal(4, *SHAPE[1:], 1)
+  batch = batch_of(image, np.digitize(image[..., 0], [0.0, 1.0][: classes - 1]))
+  state = jax.jit(method.init)(jax.random.key(0), batch)
+  new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))
+  return method, state, batch, new, metrics
+
+
+def output_of(network, state, batch, name="a"):
+  """What the student saw in the first step: the same dropout."""
+  key = rng.key_for(jax.random.key(1), state.step, f"dropout_{name}")
+  image = np.concatenate([batch["labelled"]["image"], batch["unlabelled"]["image"]])
+  return forward(network, state.students[name], state.stats[name], image, key=key)[0]
+
+
+@pytest.mark.parametrize("name", ["urpc", "mc_net", "mc_net_plus"])
+def test_losses_of_heads(name):
+  extra = {"urpc": {"scales": True}, "mc_net": {"further": ("x",)}, "mc_net_plus": {"further": ("x", "y")}}[name]
+  method, state, batch, _, metrics = one_step(name, classes=3)
+  heads = [np.asarray(h) for h in output_of(small_networks(3).backbone(**extra), state, batch).heads]
+  assert len(heads) == {"urpc": 4, "mc_net": 2, "mc_net_plus": 3}[name]
+  label = batch["labelled"]["label"]
+  if name == "urpc":
+    expected = np.mean([ce_dice_numpy(h[:2], label) for h in heads]), pyramid_numpy([h[2:] for h in heads])
+    weights = 1.0, 0.1
+  else:
+    expected = sum(dice_numpy(softmax(h[:2]), label) for h in heads), mutual_numpy(heads)
+    weights = 0.5, 1.0
+  np.testing.assert_allclose((metrics["loss_supervised"], metrics["loss_consistency"]), expected, rtol=1e-3)
+  total = weights[0] * expected[0] + weights[1] * np.exp(-5) * expected[1]  # the ramp begins at exp(−5)
+  np.testing.assert_allclose(metrics["loss"], total, rtol=1e-3)
+  prob = [softmax(np.asarray(h)) for h in evaluated(state, batch, small_networks(3).backbone(**extra))]
+  np.testing.assert_allclose(method.predict(state, batch["labelled"]["image"]), prob[0], atol=1e-5)
+  np.testing.assert_allclose(method.predict_also["mean"](state, batch["labelled"]["image"]), np.mean(prob, axis=0), atol=1e-5)
+  assert build(name, evaluated="mean").predict_also.keys() == {"first"}
+
+
+def evaluated(state, batch, network):
+  variables = {"params": state.students["a"], "batch_stats": state.stats["a"]}
+  return network.apply(variables, batch["labelled"]["image"], train=False).heads
+
+
+def test_the_consistency_rises():
+  for step, expected in ((0, np.exp(-5.0)), (149, np.exp(-5.0)), (150 * 20, np.exp(-5 * 0.25)), (150 * 40, 1.0)):
+    np.testing.assert_allclose(ramp(step // 150, 40.0), expected, rtol=1e-5)
+  method, state, batch, *_ = one_step("mc_net")
+  late = jax.jit(method.steps["train"])(dataclasses.replace(state, step=jnp.int32(9000)), batch, jax.random.key(1))[1]
+  np.testing.assert_allclose(late["loss"], 0.5 * late["loss_supervised"] + late["loss_consistency"], rtol=1e-4)
+
+
+def test_losses_of_mcf():
+  method, state, batch, _, metrics = one_step("mcf", classes=3)
+  pair = {"a": small_networks(3).backbone(), "b": small_networks(3).backbone(residual=True)}
+  a, b = (np.asarray(output_of(network, state, batch, name).logits) for name, network in pair.items())
+  label = batch["labelled"]["label"]
+  dice = [dice_numpy(softmax(x[:2]), label) for x in (a, b)]
+  np.testing.assert_allclose(metrics["loss_supervised"], sum(nll(x[:2], label).mean() for x in (a, b)) + sum(dice), rtol=1e-4)
+  expected = review_numpy(a[:2], b[:2], label) + review_numpy(b[:2], a[:2], label)
+  np.testing.assert_allclose(metrics["loss_rectification"], expected, rtol=1e-4)
+  better, worse = (a, b) if dice[0] < dice[1] else (b, a)
+  assert metrics["a_teaches"] == (dice[0] < dice[1])
+  expected = ((softmax(worse[2:]) - sharpened(softmax(better[2:]))) ** 2).mean()
+  np.testing.assert_allclose(metrics["loss_consistency"], expected, rtol=1e-3)
+  np.testing.assert_allclose(metrics["different"], (a[2:].argmax(-1) != b[2:].argmax(-1)).mean(), rtol=1e-5)
+  total = metrics["loss_supervised"] + 0.5 * metrics["loss_rectification"] + 0.1 * np.exp(-5) * metrics["loss_consistency"]
+  np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+  image = batch["labelled"]["image"]
+  each = [method.predict_also[f"network_{name}"](state, image) for name in "ab"]
+  np.testing.assert_allclose(method.predict(state, image), np.mean(each, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("winner", ["a", "b"])
+def test_the_network_with_the_lower_dice_loss_teaches_and_does_not_learn(winner):
+  only = {"supervised": 0.0, "rectification": 0.0, "consistency": 1.0}
+  method, state, batch, *_ = one_step("mcf", weights=only)
+  batch["labelled"]["label"] = np.ones_like(batch["labelled"]["label"])
+  students = {
+    name: {**s, "output": {**s["output"], "bias": jnp.array([0.0, 1.0]) if name == winner else jnp.array([1.0, 0.0])}}
+    for name, s in state.students.items()
+  }
+  for s in students.values():
+    s["output"]["kernel"] = 0.1 * s["output"]["kernel"]
+  state = dataclasses.replace(state, students=students)
+  new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))
+  assert metrics["a_teaches"] == (winner == "a")
+  changed = {name: bool(np.any(new.students[name]["output"]["bias"] != students[name]["output"]["bias"])) for name in "ab"}
+  assert changed == {"a": winner == "b", "b": winner == "a"}
+  loser = "b" if winner == "a" else "a"
+  assert new.students[loser]["output"]["bias"][1] > students[loser]["output"]["bias"][1]  # towards the teacher's class
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_steps_on_phantoms(name):
+  pairs = [make_phantom((16, 16, 16), np.random.default_rng(i)) for i in range(4)]
+  image, label = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+  image = image.reshape(4, 16, 16, 16, 1).astype(np.float32)
+  image, label = image[:, :, :, 8], label[:, :, :, 8]  # a slice is enough
+  method, batch = build(name, slice_networks, ramp=0.0), batch_of(image, label)
+  state = jax.jit(method.init)(jax.random.key(0), batch)
+  walk = lambda state, _: method.steps["train"](state, batch, jax.random.key(1))
+  _, metrics = jax.jit(lambda state: jax.lax.scan(walk, state, None, 100))(state)
+  assert metrics["loss_supervised"][-10:].mean() < 0.8 * metrics["loss_supervised"][:5].mean()
+  assert (metrics["loss_consistency"] > 0).all() and metrics["loss_consistency"].std() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ("name", "network", "options", "message"),
+  [
+    ("mc_net", {}, {"further": ()}, "config.method.further: needs at least one"),
+    ("mc_net_plus", {}, {"further": ("cubic",)}, "config.method.further: no decoder 'cubic'"),
+    ("mc_net", {"name": "unet3d"}, {}, "config.network.name: 'unet3d' has no 'further'"),
+    ("mcf", {"name": "unet3d"}, {}, "config.network.name: 'unet3d' has no 'residual'"),
+  ],
+)
+def test_bad_settings_are_refused(name, network, options, message):
+  with pytest.raises(InputError, match=message):
+    build(name, lambda classes: Networks(NetworkConfig(**network), classes), **options)
+
+
+FLAT = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("network", [VNet(2, 2, dropout=0.0), UNet2D(2, 2, dropout=0.0)], ids=lambda n: type(n).__name__)
+def test_each_decoder_is_that_of_a_network_of_its_own(network):
+  """The first keeps all names, so its checkpoints fit; the others differ by a prefix alone."""
+  both = network.clone(further=("trilinear",), scales=True)
+
+  @jax.jit
+  def outputs(key):
+    variables = both.init(key, FLAT, train=False)
+    heads = both.apply(variables, FLAT, train=False).heads
+    of_first = lambda tree: {k: v for k, v in tree.items() if not k.startswith(("branch2_", "scales"))}
+    of_second = lambda tree: {**of_first(tree), **{k[8:]: v for k, v in tree.items() if k.startswith("branch2_")}}
+    alone = network.apply(jax.tree.map(lambda x: x, {c: of_first(t) for c, t in variables.items()}), FLAT, train=False)
+    second = network.clone(upsample="trilinear").apply({c: of_second(t) for c, t in variables.items()}, FLAT, train=False)
+    return heads, alone.logits, second.logits, network.init(key, FLAT, train=False), {c: of_first(t) for c, t in variables.items()}
+
+  heads, alone, second, single, first = outputs(jax.random.key(0))
+  np.testing.assert_allclose(heads[0], alone, atol=1e-6)
+  np.testing.assert_allclose(heads[1], second, atol=1e-6)
+  assert np.abs(heads[0] - heads[1]).max() > 1e-4
+  jax.tree.map(np.testing.assert_array_equal, single, first)  # drawn alike, too
+  assert len(heads) == 5 and {h.shape for h in heads} == {(2, 16, 16, 2)}
+  for head, block in zip(heads[2:], (2, 4, 8), strict=True):  # level 1 has no more to say than two voxels a side
+    coarse = np.asarray(head).reshape(2, 16 // block, block, 16 // block, block, 2)
+    assert isinstance(network, VNet) or np.ptp(coarse, axis=(2, 4)).max() < 1e-6
+
+
+@pytest.mark.parametrize("network", [VNet(3, 2, scales=True), UNet3D(3, 2, scales=True), VNet(3, 2, residual=True)], ids=str)
+def test_shapes_in_three_dimensions(network):
+  image = jax.ShapeDtypeStruct((1, 16, 32, 16, 2), jnp.float32)
+  variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
+  out = jax.eval_shape(lambda v, x: network.apply(v, x, train=False), variables, image)
+  assert out.logits.shape == (1, 16, 32, 16, 3) and out.bottleneck.shape == (1, 1, 2, 1, 32)
+  if getattr(network, "residual", False):
+    assert len(variables["params"]) == 2 * (1 + 2 * 16 + 4) + 2 * (9 + 4) + 1  # a ResNet-34's convolutions, and the V-Net's decoder
+  else:
+    assert [head.shape for head in out.heads] == [(1, 16, 32, 16, 3)] * 4
+
+
+@pytest.mark.parametrize("name", ["vnet", "unet2d"])
+def test_a_residual_block_whose_branch_is_silent_passes_its_input_on(name, monkeypatch):
+  network = networks.build(NetworkConfig(name=name, width=2, dropout=0.0), num_classes=2, residual=True)
+  if name == "unet2d":
+    silent = lambda k: k.startswith("encoder") and k.endswith("norm1")
+    x = np.abs(FLAT)
+  else:
+    silent = lambda k: "block" in k and "block0" not in k and k.endswith("norm1")
+    x = FLAT
+  params = jax.jit(lambda key: network.init(key, x, train=False))(jax.random.key(0))
+  muted = {k: jax.tree.map(jnp.zeros_like, v) if silent(k) else v for k, v in params["params"].items()}
+  run = jax.jit(lambda net, p: net.apply({**params, "params": p}, x, train=False), static_argnums=0)
+  out, full = run(network, muted), run(network, params["params"])
+  assert np.abs(out.bottleneck - full.bottleneck).max() > 1e-3
+  if name == "vnet":
+    monkeypatch.setattr(vnet, "RESIDUAL_BLOCKS", (1, 1, 1, 1, 1))
+    np.testing.assert_allclose(
+      jax.jit(lambda p: network.apply({**params, "params": p}, x, train=False))(muted).logits, out.logits, atol=1e-6
+    )
+  else:  # what is left are five convolutions of size 1
+    short = FLAT
+    x = np.abs(FLAT)
+    for level in range(1, 6):
+      layer, scale = muted[f"encoder{level}_short"], 1 / np.sqrt(1 + 1e-5)
+      x = x if level == 1 else x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
+      short = (x @ np.asarray(layer["kernel"]) + layer["bias"]) * scale
+      x = np.where(short > 0, short, 0.01 * short)
+    np.testing.assert_allclose(out.bottleneck, x, atol=1e-5)
+
+
+def test_perturbations_of_the_scales():
+  x = np.abs(normal(3, 8, 8, 4))
+  kept = np.asarray(drop_strongest(jax.random.key(0), x))
+  strength = x.mean(-1)
+  lost = (kept == 0).all(-1)
+  for sample in range(3):
+    assert lost[sample].any() and not lost[sample].all()
+    assert strength[sample][lost[sample]].min() > strength[sample][~lost[sample]].max()
+    assert strength[sample][~lost[sample]].max() < 0.9 * strength[sample].max()
+    assert strength[sample][lost[sample]].min() >= 0.7 * strength[sample].max()
+  np.testing.assert_array_equal(kept[~lost], x[~lost])
+  factor = np.asarray(scale_noise(jax.random.key(0), x)) / x
+  assert 0.7 <= factor.min() < 0.75 and 1.25 < factor.max() <= 1.3
+  np.testing.assert_allclose(factor[0], factor[1], rtol=1e-4)
+
+
+def test_scales_are_perturbed_in_training_only():
+  levels = [normal(1, 2 * 2**k, 2 * 2**k, 4) for k in range(3)]
+  heads = ScaleHeads(2, mode="nearest")
+  variables = heads.init(jax.random.key(0), levels, False)
+  run = lambda key, perturbed: heads.apply(variables, levels, perturbed, rngs={"dropout": jax.random.key(key)})
+  plain = run(0, False)
+  for level, (x, found) in enumerate(zip(levels, plain, strict=True), start=1):
+    layer = variables["params"][f"level{level}"]
+    expected = (x @ np.asarray(layer["kernel"]) + layer["bias"]).repeat(2 ** (4 - level), 1).repeat(2 ** (4 - level), 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, plain, run(1, False))
+  for a, b, c in zip(run(0, True), run(1, True), plain, strict=True):
+    assert np.abs(a - b).max() > 1e-4 and np.abs(a - c).max() > 1e-4
