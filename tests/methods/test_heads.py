@@ -1,6 +1,7 @@
 """URPC, MC-Net, MC-Net+ and MCF against NumPy transcriptions, and the networks with several heads that they need."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -114,14 +115,15 @@ def batch_of(image, label):
   return {"labelled": labelled, "unlabelled": {"image": image[half:], "index": index}}
 
 
-def one_step(name, classes=2, **options):
-  """A method, its first state, the batch, and what its first step reports and makes."""
-  method = build(name, classes=classes, **options)
+@functools.cache
+def compiled(name, classes=2, only=None):
+  """A method, its first state, a batch, and its compiled step; `only` this term may count."""
+  weights = methods.load(name).Options().weights
+  method = build(name, classes=classes, weights=weights if only is None else {term: float(term == only) for term in weights})
   image = normal(4, *SHAPE[1:], 1)
   batch = batch_of(image, np.digitize(image[..., 0], [0.0, 1.0][: classes - 1]))
   state = jax.jit(method.init)(jax.random.key(0), batch)
-  new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))
-  return method, state, batch, new, metrics
+  return method, state, batch, jax.jit(method.steps["train"])
 
 
 def output_of(network, state, batch, name="a"):
@@ -134,7 +136,8 @@ def output_of(network, state, batch, name="a"):
 @pytest.mark.parametrize("name", ["urpc", "mc_net", "mc_net_plus"])
 def test_losses_of_heads(name):
   extra = {"urpc": {"scales": True}, "mc_net": {"further": ("x",)}, "mc_net_plus": {"further": ("x", "y")}}[name]
-  method, state, batch, _, metrics = one_step(name, classes=3)
+  method, state, batch, step = compiled(name, classes=3)
+  metrics = step(state, batch, jax.random.key(1))[1]
   heads = [np.asarray(h) for h in output_of(small_networks(3).backbone(**extra), state, batch).heads]
   assert len(heads) == {"urpc": 4, "mc_net": 2, "mc_net_plus": 3}[name]
   label = batch["labelled"]["label"]
@@ -159,15 +162,15 @@ def evaluated(state, batch, network):
 
 
 def test_the_consistency_rises():
-  method, state, batch, *_ = one_step("mc_net")
-  step = jax.jit(method.steps["train"])
+  _, state, batch, step = compiled("mc_net", classes=3)
   for at, expected in ((149, np.exp(-5.0)), (150 * 20, np.exp(-5 * 0.25)), (150 * 60, 1.0)):
     found = step(dataclasses.replace(state, step=jnp.int32(at)), batch, jax.random.key(1))[1]
     np.testing.assert_allclose((found["loss"] - 0.5 * found["loss_supervised"]) / found["loss_consistency"], expected, rtol=1e-3)
 
 
 def test_losses_of_mcf():
-  method, state, batch, _, metrics = one_step("mcf", classes=3)
+  method, state, batch, step = compiled("mcf", classes=3)
+  metrics = step(state, batch, jax.random.key(1))[1]
   pair = {"a": small_networks(3).backbone(), "b": small_networks(3).backbone(residual=True)}
   a, b = (np.asarray(output_of(network, state, batch, name).logits) for name, network in pair.items())
   label = batch["labelled"]["label"]
@@ -189,9 +192,8 @@ def test_losses_of_mcf():
 
 @pytest.mark.parametrize("winner", ["a", "b"])
 def test_the_network_with_the_lower_dice_loss_teaches_and_does_not_learn(winner):
-  only = {"supervised": 0.0, "rectification": 0.0, "consistency": 1.0}
-  method, state, batch, *_ = one_step("mcf", weights=only)
-  batch["labelled"]["label"] = np.ones_like(batch["labelled"]["label"])
+  _, state, batch, step = compiled("mcf", only="consistency")
+  batch = {**batch, "labelled": {**batch["labelled"], "label": np.ones_like(batch["labelled"]["label"])}}
   students = {
     name: {**s, "output": {**s["output"], "bias": jnp.array([0.0, 1.0]) if name == winner else jnp.array([1.0, 0.0])}}
     for name, s in state.students.items()
@@ -199,7 +201,7 @@ def test_the_network_with_the_lower_dice_loss_teaches_and_does_not_learn(winner)
   for s in students.values():
     s["output"]["kernel"] = 0.1 * s["output"]["kernel"]
   state = dataclasses.replace(state, students=students)
-  new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))
+  new, metrics = step(state, batch, jax.random.key(1))
   assert metrics["a_teaches"] == (winner == "a")
   changed = {name: bool(np.any(new.students[name]["output"]["bias"] != students[name]["output"]["bias"])) for name in "ab"}
   assert changed == {"a": winner == "b", "b": winner == "a"}
@@ -334,7 +336,7 @@ def test_scales_are_perturbed_in_training_only():
   levels = [np.abs(normal(1, 8 * 2**k, 8 * 2**k, 4)) for k in range(3)]
   heads = ScaleHeads(2, mode="nearest")
   variables = heads.init(jax.random.key(0), levels, False)
-  run = lambda key, perturbed: heads.apply(variables, levels, perturbed, rngs={"dropout": jax.random.key(key)})
+  run = jax.jit(lambda key, perturbed: heads.apply(variables, levels, perturbed, rngs={"dropout": jax.random.key(key)}), static_argnums=1)
   plain = run(0, False)
   for level, (x, found) in enumerate(zip(levels, plain, strict=True), start=1):
     layer = variables["params"][f"level{level}"]
