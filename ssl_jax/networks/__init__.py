@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ssl_jax.networks.blocks import UPSAMPLING
 from ssl_jax.networks.unet import UNet2D, UNet3D
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.types import InputError, NetworkConfig, nearest
@@ -27,5 +28,10 @@ def build(cfg: NetworkConfig, *, num_classes: int, **extra: Any) -> nn.Module:
   for key in extra:
     if key not in _NETWORKS[cfg.name].__dataclass_fields__:
       raise InputError(f"config.network.name: {cfg.name!r} has no {key!r}, which this method needs; use 'vnet'")
+  if "further" in extra and not extra["further"]:
+    raise InputError("config.method.further: needs at least one decoder beside the first")
+  for mode in extra.get("further", ()):
+    if mode not in UPSAMPLING:
+      raise InputError(f"config.method.further: no decoder {mode!r}; {nearest(mode, UPSAMPLING)}")
   common = {key: getattr(cfg, key) for key in ("width", "upsample", "dropout", "bn_group", "remat")} | {"dtype": jnp.dtype(cfg.dtype)}
   return _NETWORKS[cfg.name](num_classes=num_classes, **common, **extra)

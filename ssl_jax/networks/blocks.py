@@ -29,6 +29,17 @@ class NetworkOutput(NamedTuple):
   bottleneck: Array
 
 
+class HeadsOutput(NamedTuple):
+  """A `NetworkOutput` of the first of several heads, and the logits f32[B, *spatial, C] of all of them, the first included."""
+
+  logits: Array
+  f2: Array
+  f3: Array
+  f4: Array
+  bottleneck: Array
+  heads: tuple[Array, ...]
+
+
 def recompute(module: nn.Module, level: Callable[..., Array], active: bool) -> Callable[..., Array]:
   """Returns a level of `module`, a function of arrays; if `active`, its activations are computed again for the gradient, not kept."""
   return partial(nn.remat(lambda _, *arrays: level(*arrays)), module) if active else level
@@ -111,6 +122,7 @@ def max_pool2(x: Array) -> Array:
 
 
 INTERPOLATE = {"trilinear": resize.upsample_linear, "nearest": resize.upsample_nearest}
+UPSAMPLING = ("transpose", *INTERPOLATE)
 
 
 class Up(nn.Module):

@@ -10,6 +10,7 @@ from ssl_jax.networks.blocks import (
   INTERPOLATE,
   BatchNorm,
   Conv,
+  HeadsOutput,
   InstanceNorm,
   NetworkOutput,
   Up,
@@ -18,7 +19,8 @@ from ssl_jax.networks.blocks import (
   norm_views,
   recompute,
 )
-from ssl_jax.ops import resize
+from ssl_jax.networks.heads import ScaleHeads
+from ssl_jax.ops import norm, resize
 from ssl_jax.types import Array
 
 LEVELS = 5
@@ -26,33 +28,40 @@ DROPOUT_OF_LEVEL = (0.1, 0.2, 0.4, 0.6, 1.0)  # of the rate of level 5
 LEAK = 0.01
 
 
-def _u_shape(
-  x: Array,
-  encode: Callable[[Array, int], Array],
-  perturb: Callable[[Array], Array],
-  decode: Callable[[Array, Array, int], Array],
-) -> tuple[Array, list[Array]]:
-  """Halves an image four times and doubles it again.
+def _contract(x: Array, encode: Callable[[Array, int], Array], perturb: Callable[[Array], Array]) -> tuple[Array, list[Array]]:
+  """Halves an image four times.
 
   Args:
     x: [B, *spatial, channels].
     encode: (x, level 0..4) -> the level's features.
     perturb: what happens to features on their way to the decoder; the next level of the encoder sees them as they were.
-    decode: (x, skip, level 1..4) -> features at the resolution of `skip`, of the encoder's level 4 − level.
 
   Returns:
-    The bottleneck as the decoder gets it, and the features of the decoder's levels 1..4.
+    The bottleneck and the features of levels 0..3, as the decoder gets them.
   """
   skips = []
   for level in range(LEVELS):
     x = encode(max_pool2(x) if level else x, level)
     skips.append(perturb(x))
-  bottleneck = x = skips.pop()
+  return skips.pop(), skips
+
+
+def _expand(x: Array, skips: list[Array], decode: Callable[[Array, Array, int], Array]) -> list[Array]:
+  """Doubles the resolution four times.
+
+  Args:
+    x: the bottleneck.
+    skips: see `_contract`.
+    decode: (x, skip, level 1..4) -> features at the resolution of `skip`, of the encoder's level 4 − level.
+
+  Returns:
+    The features of the decoder's levels 1..4.
+  """
   decoded = []
-  for level in range(1, LEVELS):
-    x = decode(x, skips.pop(), level)
+  for level, skip in enumerate(reversed(skips), start=1):
+    x = decode(x, skip, level)
     decoded.append(x)
-  return bottleneck, decoded
+  return decoded
 
 
 class UNet2D(nn.Module):
@@ -67,6 +76,11 @@ class UNet2D(nn.Module):
     dtype: compute precision; parameters, statistics and logits are f32.
     bn_group: images that share BatchNorm statistics, 0 for all of a view; the first group enters the running averages.
     remat: compute the levels again for the gradient.
+    residual: each level of the encoder adds its input, through a convolution of size 1 and BatchNorm, before the last LeakyReLU (MCF's
+      second network in two dimensions [D]).
+    further: how further decoders on the same encoder double the resolution, one name each (MC-Net); "branch2_", "branch3_", ... stand
+      before the names of their parameters.
+    scales: whether levels 1 to 3 of the first decoder predict too (URPC).
 
   Source: U-Net (Ronneberger et al. 2015) in the form of SSL4MIS, CML and BCP [C] and CMEMS (App. D) [P].
   """
@@ -78,10 +92,15 @@ class UNet2D(nn.Module):
   dtype: Any = jnp.float32
   bn_group: int = 0
   remat: bool = False
+  residual: bool = False
+  further: tuple[str, ...] = ()
+  scales: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: float = 0.0) -> NetworkOutput:
-    """Segments images.
+  def __call__(
+    self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: float = 0.0
+  ) -> NetworkOutput | HeadsOutput:
+    """Segments images; with `further` or `scales` the output has `heads`: further decoders in order, then levels 3, 2, 1.
 
     Args:
       x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
@@ -97,30 +116,42 @@ class UNet2D(nn.Module):
     views = norm_views(x, views, self.bn_group if train else 0, "U-Net")
     dropout = train if dropout is None else dropout
 
-    def blocks(x: Array, features: int, name: str, rate: float = 0.0) -> Array:
+    def blocks(x: Array, features: int, name: str, rate: float = 0.0, residual: bool = False) -> Array:
+      first = x
       for i in range(2):
         x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
-        x = BatchNorm(relu=True, leak=LEAK, name=f"{name}_norm{i}")(x, train, views)
+        x = BatchNorm(relu=not (residual and i), leak=LEAK, name=f"{name}_norm{i}")(x, train, views)
         if rate and i == 0:
           x = nn.Dropout(rate, name=f"{name}_dropout")(x, deterministic=not dropout)
-      return x
+      if not residual:
+        return x
+      short = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short")(first)
+      return norm.rectify(x + BatchNorm(name=f"{name}_short_norm")(short, train, views), LEAK)
 
     def encode(x: Array, level: int) -> Array:
       name, rate = f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level]
-      return recompute(self, lambda x: blocks(x, self.width * 2**level, name, rate), self.remat)(x)
+      return recompute(self, lambda x: blocks(x, self.width * 2**level, name, rate, self.residual), self.remat)(x)
 
-    def decode(x: Array, skip: Array, level: int) -> Array:
-      features, name = skip.shape[-1], f"decoder{level}"
-      if self.upsample == "transpose":
-        x = Up(features, dtype=self.dtype, name=f"{name}_up")(x)
-      else:
-        x = INTERPOLATE[self.upsample](Conv(features, size=1, dtype=self.dtype, name=f"{name}_up")(x))
-      return recompute(self, lambda x: blocks(x, features, name), self.remat)(jnp.concatenate([skip, x], axis=-1))
+    def decoder_of(upsample: str, branch: str = "") -> Callable[[Array, Array, int], Array]:
+      def decode(x: Array, skip: Array, level: int) -> Array:
+        features, name = skip.shape[-1], f"{branch}decoder{level}"
+        if upsample == "transpose":
+          x = Up(features, dtype=self.dtype, name=f"{name}_up")(x)
+        else:
+          x = INTERPOLATE[upsample](Conv(features, size=1, dtype=self.dtype, name=f"{name}_up")(x))
+        return recompute(self, lambda x: blocks(x, features, name), self.remat)(jnp.concatenate([skip, x], axis=-1))
 
-    lose = lambda x: channel_dropout(self, x, perturb, True)
-    bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lose, decode)
-    logits = Conv(self.num_classes, dtype=self.dtype, name="output")(f4).astype(jnp.float32)
-    return NetworkOutput(logits, f2, f3, f4, bottleneck)
+      return decode
+
+    predict = lambda x, branch="": Conv(self.num_classes, dtype=self.dtype, name=f"{branch}output")(x).astype(jnp.float32)
+    bottleneck, skips = _contract(x.astype(self.dtype), encode, lambda x: channel_dropout(self, x, perturb, True))
+    levels = _, f2, f3, f4 = _expand(bottleneck, skips, decoder_of(self.upsample))
+    output = NetworkOutput(predict(f4), f2, f3, f4, bottleneck)
+    branches = {f"branch{i}_": mode for i, mode in enumerate(self.further, start=2)}
+    heads = [predict(_expand(bottleneck, skips, decoder_of(mode, branch))[-1], branch) for branch, mode in branches.items()]
+    if self.scales:
+      heads += reversed(ScaleHeads(self.num_classes, 3, "nearest", self.dtype, name="scales")(levels[:-1], dropout))
+    return HeadsOutput(*output, (output.logits, *heads)) if heads else output
 
 
 class UNet3D(nn.Module):
@@ -134,6 +165,7 @@ class UNet3D(nn.Module):
     dtype: compute precision; parameters and logits are f32.
     bn_group: unused: there is no BatchNorm.
     remat: compute the levels again for the gradient.
+    scales: whether levels 1 to 3 of the decoder predict too (URPC).
 
   Source: 3D U-Net (Çiçek et al. 2016) in the form of SSL4MIS's BraTS experiments [L].
   """
@@ -145,10 +177,11 @@ class UNet3D(nn.Module):
   dtype: Any = jnp.float32
   bn_group: int = 0
   remat: bool = False
+  scales: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput:
-    """Segments images.
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput | HeadsOutput:
+    """Segments images; with `scales` the output has `heads`: levels 4, 3, 2, 1.
 
     Args:
       x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
@@ -176,6 +209,11 @@ class UNet3D(nn.Module):
       x = jnp.concatenate([skip, resize.upsample_linear(x, corners_aligned=False)], axis=-1)
       return recompute(self, lambda x: blocks(x, skip.shape[-1], f"decoder{level}"), self.remat)(x)
 
-    bottleneck, (_, f2, f3, f4) = _u_shape(x.astype(self.dtype), encode, lambda x: x, decode)
-    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(drop(f4, "dropout_output")).astype(jnp.float32)
-    return NetworkOutput(logits, f2, f3, f4, bottleneck)
+    bottleneck, skips = _contract(x.astype(self.dtype), encode, lambda x: x)
+    levels = _, f2, f3, f4 = _expand(bottleneck, skips, decode)
+    dropped = drop(f4, "dropout_output")
+    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(dropped).astype(jnp.float32)
+    output = NetworkOutput(logits, f2, f3, f4, bottleneck)
+    if not self.scales:
+      return output
+    return HeadsOutput(*output, (logits, *reversed(ScaleHeads(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))))

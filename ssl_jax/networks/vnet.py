@@ -1,4 +1,4 @@
-"""V-Net as the semi-supervised literature uses it: no residual connections, added skips."""
+"""V-Net as the semi-supervised literature uses it: added skips, and no residual connections but in the residual variant."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax.networks.attention import CrossSampleAttention
-from ssl_jax.networks.blocks import BatchNorm, Conv, Down, NetworkOutput, Up, channel_dropout, norm_views, recompute
+from ssl_jax.networks.blocks import BatchNorm, Conv, Down, HeadsOutput, NetworkOutput, Up, channel_dropout, norm_views, recompute
+from ssl_jax.networks.heads import ScaleHeads
 from ssl_jax.types import Array
 
 ENCODER_BLOCKS = (1, 2, 3, 3, 3)
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 3)  # of a ResNet-34, behind its first convolution
 DECODER_BLOCKS = (3, 3, 2, 1)
 
 
@@ -26,6 +28,11 @@ class VNet(nn.Module):
     bn_group: images that share BatchNorm statistics, 0 for all of a view; the first group enters the running averages.
     remat: compute the levels again for the gradient.
     cma: attention across samples after encoder level 4, in training mode only (CAML's auxiliary network).
+    residual: levels 2 to 5 of the encoder have 3, 4, 6, 3 residual blocks of two convolutions, and level 5 no dropout (MCF's second
+      network [C]; its 7³ stem has kernel 3 here, and its 3³ convolutions of stride 2 kernel 2 [D]).
+    further: how further decoders on the same encoder double the resolution, one name each (MC-Net); "branch2_", "branch3_", ... stand
+      before the names of their parameters.
+    scales: whether levels 1 to 3 of the first decoder predict too (URPC).
 
   Source: V-Net (Milletari et al. 2016) in the form of UA-MT, MC-Net, CAML and CML [C].
   """
@@ -38,10 +45,13 @@ class VNet(nn.Module):
   bn_group: int = 0
   remat: bool = False
   cma: bool = False
+  residual: bool = False
+  further: tuple[str, ...] = ()
+  scales: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput:
-    """Segments images.
+  def __call__(self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1) -> NetworkOutput | HeadsOutput:
+    """Segments images; with `further` or `scales` the output has `heads`: further decoders in order, then levels 3, 2, 1.
 
     Args:
       x: f32[B, *spatial, channels], two or three spatial axes, sides that are multiples of 16.
@@ -65,24 +75,56 @@ class VNet(nn.Module):
 
       return recompute(self, blocks, self.remat)
 
-    skips = []
-    for level, count in enumerate(ENCODER_BLOCKS):
-      features = self.width * 2**level
-      if level:
-        skips.append(x)
-        x = Down(features, dtype=self.dtype, name=f"encoder{level + 1}_down")(x)
-        x = BatchNorm(relu=True, name=f"encoder{level + 1}_down_norm")(x, train, views)
-      x = level_of(count, features, f"encoder{level + 1}")(x)
-      if level == 3 and self.cma and (train or self.is_initializing()):
-        x = CrossSampleAttention(dtype=self.dtype, name="cma")(x, dropout)
-    bottleneck = x = channel_dropout(self, x, self.dropout, dropout)
+    def residual_level_of(count: int, features: int, name: str) -> Callable[[Array], Array]:
+      def block(x: Array, name: str, halve: bool) -> Array:
+        y = (Down if halve else Conv)(features, dtype=self.dtype, name=f"{name}_conv0")(x)
+        y = BatchNorm(relu=True, name=f"{name}_norm0")(y, train, views)
+        y = Conv(features, dtype=self.dtype, name=f"{name}_conv1")(y)
+        y = BatchNorm(name=f"{name}_norm1")(y, train, views)
+        if halve:
+          every_second = x[(slice(None), *[slice(None, None, 2)] * (x.ndim - 2))]
+          x = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short")(every_second)
+          x = BatchNorm(name=f"{name}_short_norm")(x, train, views)
+        return nn.relu(x + y)
 
-    features_of = {}
-    for level, count in enumerate(DECODER_BLOCKS, start=1):
-      skip = skips.pop()
-      x = Up(skip.shape[-1], mode=self.upsample, dtype=self.dtype, name=f"decoder{level}_up")(x)
-      x = BatchNorm(relu=True, name=f"decoder{level}_up_norm")(x, train, views)
-      features_of[level] = x = level_of(count, skip.shape[-1], f"decoder{level}")(x + skip)
-    x = channel_dropout(self, x, self.dropout, dropout)
-    logits = Conv(self.num_classes, size=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)
-    return NetworkOutput(logits, features_of[2], features_of[3], features_of[4], bottleneck)
+      def blocks(x: Array) -> Array:
+        for i in range(count):
+          x = block(x, f"{name}_block{i}", halve=i == 0)
+        return x
+
+      return recompute(self, blocks, self.remat)
+
+    def encode(x: Array) -> tuple[Array, list[Array]]:
+      skips = []
+      for level, count in enumerate(RESIDUAL_BLOCKS if self.residual else ENCODER_BLOCKS):
+        features, name = self.width * 2**level, f"encoder{level + 1}"
+        if level:
+          skips.append(x)
+        if level and not self.residual:
+          x = Down(features, dtype=self.dtype, name=f"{name}_down")(x)
+          x = BatchNorm(relu=True, name=f"{name}_down_norm")(x, train, views)
+        x = (residual_level_of if level and self.residual else level_of)(count, features, name)(x)
+        if level == 3 and self.cma and (train or self.is_initializing()):
+          x = CrossSampleAttention(dtype=self.dtype, name="cma")(x, dropout)
+      return channel_dropout(self, x, 0.0 if self.residual else self.dropout, dropout), skips
+
+    def decode(x: Array, skips: list[Array], upsample: str, branch: str = "") -> tuple[Array, list[Array]]:
+      levels = []
+      for level, (count, skip) in enumerate(zip(DECODER_BLOCKS, reversed(skips), strict=True), start=1):
+        name = f"{branch}decoder{level}"
+        x = Up(skip.shape[-1], mode=upsample, dtype=self.dtype, name=f"{name}_up")(x)
+        x = BatchNorm(relu=True, name=f"{name}_up_norm")(x, train, views)
+        x = level_of(count, skip.shape[-1], name)(x + skip)
+        levels.append(x)
+      x = channel_dropout(self, x, self.dropout, dropout)
+      logits = Conv(self.num_classes, size=1, dtype=self.dtype, name=f"{branch}output")(x).astype(jnp.float32)
+      return logits, levels
+
+    bottleneck, skips = encode(x)
+    logits, levels = decode(bottleneck, skips, self.upsample)
+    _, f2, f3, f4 = levels
+    output = NetworkOutput(logits, f2, f3, f4, bottleneck)
+    heads = [decode(bottleneck, skips, mode, f"branch{i}_")[0] for i, mode in enumerate(self.further, start=2)]
+    if self.scales:
+      heads += reversed(ScaleHeads(self.num_classes, dtype=self.dtype, name="scales")(levels[:-1], dropout))
+    return HeadsOutput(*output, (logits, *heads)) if heads else output

@@ -1,4 +1,7 @@
-"""Agreement and disagreement of two networks."""
+"""Agreement and disagreement of several predictions of the same images."""
+
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,11 @@ from jax import Array
 
 from ssl_jax.ops.contrast import unit
 from ssl_jax.ops.segmentation import cross_entropy
+
+
+def sharpen(logits: Array, temperature: float) -> Array:
+  """p^{1/T} / Σ_c p_c^{1/T} of p = softmax(logits) f32[..., C], without taking powers; gradient flows through."""
+  return jax.nn.softmax(logits / temperature)
 
 
 def sharpened_consistency(logits_a: Array, logits_b: Array, temperature: float) -> Array:
@@ -20,9 +28,54 @@ def sharpened_consistency(logits_a: Array, logits_b: Array, temperature: float) 
 
   Source: published code of MC-Net and CAML [C].
   """
-  sharpen = lambda logits: jax.nn.softmax(logits / temperature)  # p^{1/T} / Σ p^{1/T} without taking powers
-  one_way = lambda logits, other: jnp.mean((jax.nn.softmax(logits) - sharpen(other)) ** 2)
+  one_way = lambda logits, other: jnp.mean((jax.nn.softmax(logits) - sharpen(other, temperature)) ** 2)
   return one_way(logits_a, logits_b) + one_way(logits_b, logits_a)
+
+
+def mutual_consistency(heads: Sequence[Array], temperature: float) -> Array:
+  """Sum of `sharpened_consistency` over all pairs of heads f32[B, *spatial, C]; gradient flows to all.
+
+  Source: published code of MC-Net and MC-Net+ [C].
+  """
+  return sum((sharpened_consistency(a, b, temperature) for a, b in itertools.combinations(heads, 2)), start=jnp.float32(0.0))
+
+
+def pyramid_consistency(heads: Sequence[Array]) -> Array:
+  """Mean over scales s of Σ d_s e^{−v_s} / Σ e^{−v_s} + mean v_s, d_s = (p_s − p̄)², v_s = KL(p̄ ‖ p_s), p̄ the mean over scales.
+
+  Where a scale is far from the mean, v_s is large: such voxels count less in the first term and are drawn in by the second.
+
+  Args:
+    heads: f32[B, *spatial, C] logits each; gradient flows to all, through p̄ and v_s too.
+
+  Returns:
+    f32[]; d_s is averaged over classes, v_s summed over them.
+
+  Source: URPC (Luo et al. 2021); published code [C].
+  """
+  log_prob = jax.nn.log_softmax(jnp.stack(heads).astype(jnp.float32))
+  log_mean = jax.nn.logsumexp(log_prob, axis=0) - jnp.log(len(heads))  # finite where all heads are sure
+  distance = jnp.mean((jnp.exp(log_prob) - jnp.exp(log_mean)) ** 2, axis=-1)
+  variance = jnp.sum(jnp.exp(log_mean) * (log_mean - log_prob), axis=-1)
+  trust, voxels = jnp.exp(-variance), tuple(range(1, variance.ndim))
+  rectified = jnp.mean(distance * trust, voxels) / (jnp.mean(trust, voxels) + 1e-8)
+  return jnp.mean(rectified + jnp.mean(variance, voxels))
+
+
+def error_where_different(logits: Array, other: Array, label: Array) -> Array:
+  """Mean of ½ Σ_c (p_c − y_c)² over the voxels where the two networks predict different classes; 0 where they nowhere do.
+
+  Args:
+    logits: f32[B, *spatial, C]; gradient flows here.
+    other: f32[B, *spatial, C] of the other network; no gradient.
+    label: i32[B, *spatial].
+
+  Source: MCF, contrastive difference review. With two classes it is the published code's (p_1 − y)² [C]; for more [D].
+  """
+  different = jnp.argmax(logits, axis=-1) != jnp.argmax(other, axis=-1)
+  target = jax.nn.one_hot(label, logits.shape[-1])
+  error = 0.5 * jnp.sum((jax.nn.softmax(logits) - target) ** 2, axis=-1)
+  return jnp.sum(different * error) / jnp.maximum(jnp.sum(different), 1)
 
 
 def cross_pseudo_supervision(logits_a: Array, logits_b: Array) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.networks.attention import CrossSampleAttention
-from ssl_jax.networks.blocks import BatchNorm, Conv, NetworkOutput, channel_dropout
+from ssl_jax.networks.blocks import BatchNorm, Conv, HeadsOutput, NetworkOutput, channel_dropout
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import NetworkConfig
 
@@ -36,22 +36,33 @@ def ce_dice_numpy(logits, label):
   return 0.5 * (nll(logits, label).mean() + dice.mean())
 
 
+def with_heads(output, further, scales, num_classes):
+  """Gives an output the heads that a method asked for, each of one layer."""
+  features = [output.f4] * len(further) + [output.f4] * 3 * scales
+  heads = [Conv(num_classes, size=1, name=f"head{i}")(x) for i, x in enumerate(features)]
+  return HeadsOutput(*output, (output.logits, *heads)) if heads else output
+
+
 class Pyramid(nn.Module):
   """Stands in for the V-Net: the same outputs from one layer each, so that a step compiles in a second."""
 
   num_classes: int = 2
   cma: bool = False
+  residual: bool = False
+  further: tuple = ()
+  scales: bool = False
 
   @nn.compact
   def __call__(self, x, *, train, dropout=None, views=1):
     f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
-    f4 = channel_dropout(self, f4, 0.5, bool(dropout))
+    f4 = channel_dropout(self, f4 + Conv(2, size=1, name="short")(x) if self.residual else f4, 0.5, bool(dropout))
     every = lambda n: f4[(slice(None), *[slice(None, None, n)] * (x.ndim - 2))]  # averages would hide what DIM attends to
     f3, f2 = Conv(4, size=1)(3 * every(2)), Conv(8, size=1)(3 * every(4))
     if self.cma and (train or self.is_initializing()):
       attended = CrossSampleAttention(name="cma")(f2, bool(dropout))
       f4 = f4 + jnp.mean(jnp.square(attended), axis=tuple(range(1, x.ndim - 1)), keepdims=True)[..., :2]
-    return NetworkOutput(Conv(self.num_classes, size=1, name="output")(f4), f2, f3, f4, f2)
+    output = NetworkOutput(Conv(self.num_classes, size=1, name="output")(f4), f2, f3, f4, f2)
+    return with_heads(output, self.further, self.scales, self.num_classes)
 
 
 class SmallNetworks(Networks):
@@ -69,19 +80,23 @@ class Pixelwise(nn.Module):
   """Stands in for the 2D U-Net, perturbation included."""
 
   num_classes: int
+  residual: bool = False
+  further: tuple = ()
+  scales: bool = False
 
   @nn.compact
   def __call__(self, x, *, train, dropout=None, views=1, perturb=0.0):
-    x = BatchNorm(relu=True)(Conv(4, size=1)(x), train, views)
+    x = BatchNorm(relu=True)(Conv(4, size=1)(x), train, views) + (Conv(4, size=1, name="short")(x) if self.residual else 0.0)
     x = channel_dropout(self, x, perturb, perturb > 0)
-    return NetworkOutput(Conv(self.num_classes, size=1, name="output")(x), x, x, x, x)
+    output = NetworkOutput(Conv(self.num_classes, size=1, name="output")(x), x, x, x, x)
+    return with_heads(output, self.further, self.scales, self.num_classes)
 
 
 class SliceNetworks(Networks):
   """Hands out stand-ins for the 2D U-Net."""
 
   def backbone(self, upsample=None, **extra):
-    return Pixelwise(self.num_classes)
+    return Pixelwise(self.num_classes, **extra)
 
 
 def slice_networks(num_classes=2):

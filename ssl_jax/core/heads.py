@@ -1,0 +1,60 @@
+"""The training that methods of one network with several predictions share: all learn from the labels, and they are made to agree."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.core import rng
+from ssl_jax.core.schedules import ramp
+from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
+from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
+
+
+def build(
+  network: Any,
+  optimizer: optax.GradientTransformation,
+  options: Any,
+  *,
+  supervised: Callable[[Sequence[Array], Array], Any],
+  consistency: Callable[[Sequence[Array], int], Array],
+  published_select: Literal["last", "best"] = "last",
+) -> Method:
+  """Returns the method that minimises w_s · supervised + w_c · ramp(⌊t / unit⌋, R) · consistency.
+
+  Args:
+    network: its output has `heads`, see `networks.blocks.HeadsOutput`.
+    optimizer: of the network.
+    options: the method's, with `weights` of the two terms, `ramp` R and `ramp_unit_steps`, and `evaluated`, the "first" head or the "mean"
+      of all heads' probabilities; the other is shown beside it.
+    supervised: (logits f32[L, *spatial, C] of every head on the labelled images, label) -> loss.
+    consistency: (logits f32[B, *spatial, C] of every head, number L of labelled images, which come first) -> loss.
+    published_select: see `types.Method`.
+  """
+
+  def init(key: Array, batch: Batch) -> TrainState:
+    return init_state({"a": network}, optimizer, key, batch["labelled"]["image"])
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+    image, label = both_halves(batch)
+
+    def loss_fn(students):
+      out, stats = forward(network, students["a"], state.stats["a"], image, key=rng.key_for(key, state.step, "dropout_a"))
+      terms = {
+        "supervised": lambda: supervised([logits[: len(label)] for logits in out.heads], label),
+        "consistency": lambda: consistency(out.heads, len(label)),
+      }
+      rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
+      return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
+
+    return descend(optimizer, state, loss_fn)
+
+  def mean(state: TrainState, image: Array) -> Array:
+    heads = network.apply({"params": state.students["a"], "batch_stats": state.stats["a"]}, image, train=False).heads
+    return jnp.mean(jax.nn.softmax(jnp.stack(heads)), axis=0)
+
+  predictors = {"first": student(network), "mean": mean}
+  predict = predictors.pop(options.evaluated)
+  return Method(init, {"train": step}, predict, predictors, published_select=published_select)
