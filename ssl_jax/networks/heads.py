@@ -1,5 +1,7 @@
 """Small networks on single voxels' features."""
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -28,3 +30,45 @@ class Projection(nn.Module):
     hidden = Conv(self.features, size=1, name="hidden")(rows)
     counted = jnp.ones(rows.shape[0], bool) if counted is None else counted
     return Conv(self.features, size=1, name="output")(nn.relu(RowBatchNorm(name="norm")(hidden, counted, train)))
+
+
+class DistanceHead(nn.Module):
+  """tanh of a convolution of size 1 on a network's last features; SASSNet's and DTC's second head [C].
+
+  Attributes:
+    maps: one for each foreground class.
+    dtype: compute precision of the convolution.
+  """
+
+  maps: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: Array) -> Array:
+    """Maps [B, *spatial, n] to f32[B, *spatial, maps] within [−1, 1]."""
+    return jnp.tanh(Conv(self.maps, size=1, dtype=self.dtype, name="output")(features).astype(jnp.float32))
+
+
+class TwoHeadedOutput(NamedTuple):
+  """Logits f32[B, *spatial, C] and signed distances f32[B, *spatial, C − 1] of the foreground classes."""
+
+  logits: Array
+  distance: Array
+
+
+class WithDistance(nn.Module):
+  """A segmentation network with a second head that predicts signed distance maps; called as the network is.
+
+  Attributes:
+    network: gives logits and f4, on which the head sits.
+    sdf: the head.
+  """
+
+  network: nn.Module
+  sdf: nn.Module
+
+  @nn.compact
+  def __call__(self, x: Array, **settings: Any) -> TwoHeadedOutput:
+    """Segments images f32[B, *spatial, channels]; `settings` are the network's."""
+    out = self.network(x, **settings)
+    return TwoHeadedOutput(out.logits, self.sdf(out.f4))
