@@ -102,24 +102,48 @@ def both_halves(batch: Batch) -> tuple[Array, Array]:
   return jnp.concatenate([batch["labelled"]["image"], batch["unlabelled"]["image"]]), batch["labelled"]["label"]
 
 
+def move(
+  optimizer: optax.GradientTransformation, opt: PyTree, params: PyTree, loss_fn: Callable[[PyTree], tuple[Array, Any]]
+) -> tuple[PyTree, PyTree, Any]:
+  """Moves parameters down the gradient of a loss.
+
+  Args:
+    optimizer: the rule.
+    opt: its state.
+    params: what moves.
+    loss_fn: `params -> (loss, further)`.
+
+  Returns:
+    The new parameters, the optimizer's new state, and `further`.
+  """
+  (_, further), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  updates, opt = optimizer.update(grads, opt, params)
+  return optax.apply_updates(params, updates), opt, further
+
+
 def descend(
   optimizer: optax.GradientTransformation,
   state: TrainState,
   loss_fn: Callable[[PyTree], tuple[Array, Metrics, Mapping[str, Any]]],
+  of: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Moves the students down the gradient of a loss and counts the step.
 
   Args:
+    optimizer: of all students together.
+    state: before the step.
     loss_fn: `students -> (loss, metrics, changes)`; `changes` are the state's other new fields, such as `stats`.
+    of: the one student that moves, with `state.opt[of]`, and that `loss_fn` gets; the others stay.
   """
 
   def loss_and_rest(students: PyTree) -> tuple[Array, Any]:
     loss, *rest = loss_fn(students)
     return loss, rest
 
-  (_, (metrics, changes)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(state.students)
-  updates, opt = optimizer.update(grads, state.opt, state.students)
-  students = optax.apply_updates(state.students, updates)
+  students, opt = (state.students, state.opt) if of is None else (state.students[of], state.opt[of])
+  students, opt, (metrics, changes) = move(optimizer, opt, students, loss_and_rest)
+  if of is not None:
+    students, opt = {**state.students, of: students}, {**state.opt, of: opt}
   return dataclasses.replace(state, step=state.step + 1, students=students, opt=opt, **changes), dict(metrics)
 
 

@@ -24,7 +24,7 @@ import optax
 
 from ssl_jax.core import ema, rng
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import forward, init_network, probabilities, weighted_terms
+from ssl_jax.core.step import forward, init_network, move, probabilities, weighted_terms
 from ssl_jax.ops.contrast import positive_supervision
 from ssl_jax.ops.cutmix import strong_view
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
@@ -159,16 +159,14 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       return loss, (stats, metrics, (out_l.logits, map_l))
 
     trainable = (state.students["a"], state.prototypes)
-    (_, (stats, metrics, seen)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-    updates, opt_main = optimizer.update(grads, state.opt["main"], trainable)
-    student, prototypes = optax.apply_updates(trainable, updates)
+    (student, prototypes), opt_main, (stats, metrics, seen) = move(optimizer, state.opt["main"], trainable, loss_fn)
 
     def rectifier_loss(params):  # Eq. (16): everything but the rectifier is given
-      return ce_dice(rectifier.apply({"params": params}, *seen), label_l)
+      loss = ce_dice(rectifier.apply({"params": params}, *seen), label_l)
+      return loss, loss
 
     rectifying = state.students["rectifier"]
-    loss_r, grads = jax.value_and_grad(rectifier_loss)(rectifying)
-    updates, opt_r = optimizer.update(grads, state.opt["rectifier"], rectifying)
+    rectified, opt_r, loss_r = move(optimizer, state.opt["rectifier"], rectifying, rectifier_loss)
     started = state.step >= options.rectify_from_step
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(started, n, o), new, old)
 
@@ -179,7 +177,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     return dataclasses.replace(
       state,
       step=state.step + 1,
-      students={"a": student, "rectifier": keep(optax.apply_updates(rectifying, updates), rectifying)},
+      students={"a": student, "rectifier": keep(rectified, rectifying)},
       prototypes=prototypes,
       stats={"a": stats},
       opt={"main": opt_main, "rectifier": keep(opt_r, state.opt["rectifier"])},

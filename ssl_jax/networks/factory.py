@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from ssl_jax import networks
 from ssl_jax.networks.dim import DIM, CPSHead, Rectifier
-from ssl_jax.networks.heads import Projection
+from ssl_jax.networks.discriminator import Discriminator
+from ssl_jax.networks.heads import DistanceHead, Projection, WithDistance
 from ssl_jax.types import NetworkConfig
 
 
@@ -38,6 +39,14 @@ class Networks:
     """
     changes: dict[str, Any] = {"upsample": upsample} if upsample else {}
     return networks.build(dataclasses.replace(self.cfg, **changes), num_classes=self.num_classes, **extra)
+
+  def with_distance(self) -> WithDistance:
+    """Returns the segmentation network with a second head for signed distance maps."""
+    return WithDistance(self.backbone(), DistanceHead(self.num_classes - 1, jnp.dtype(self.cfg.dtype)))
+
+  def discriminator(self) -> Discriminator:
+    """Returns a classifier of whole predictions, of the published width 64 at n = 16."""
+    return Discriminator(4 * self.cfg.width, dtype=jnp.dtype(self.cfg.dtype))
 
   def projection(self, features: int) -> Projection:
     """Returns a head on single voxels' features."""

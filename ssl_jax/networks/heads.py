@@ -1,7 +1,7 @@
 """Small networks on features of a segmentation network."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -84,3 +84,45 @@ def drop_strongest(key: Array, x: Array) -> Array:
 def scale_noise(key: Array, x: Array) -> Array:
   """Multiplies each value of [B, *spatial, C] by 1 + U(±0.3), the same for all samples."""
   return x * (1 + jax.random.uniform(key, x.shape[1:], x.dtype, -0.3, 0.3))
+
+
+class DistanceHead(nn.Module):
+  """tanh of a convolution of size 1 on a network's last features; SASSNet's and DTC's second head [C].
+
+  Attributes:
+    maps: one for each foreground class.
+    dtype: compute precision of the convolution.
+  """
+
+  maps: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: Array) -> Array:
+    """Maps [B, *spatial, n] to f32[B, *spatial, maps] within [−1, 1]."""
+    return jnp.tanh(Conv(self.maps, size=1, dtype=self.dtype, name="output")(features).astype(jnp.float32))
+
+
+class TwoHeadedOutput(NamedTuple):
+  """Logits f32[B, *spatial, C] and signed distances f32[B, *spatial, C − 1] of the foreground classes."""
+
+  logits: Array
+  distance: Array
+
+
+class WithDistance(nn.Module):
+  """A segmentation network with a second head that predicts signed distance maps; called as the network is.
+
+  Attributes:
+    network: gives logits and f4, on which the head sits.
+    sdf: the head.
+  """
+
+  network: nn.Module
+  sdf: nn.Module
+
+  @nn.compact
+  def __call__(self, x: Array, **settings: Any) -> TwoHeadedOutput:
+    """Segments images f32[B, *spatial, channels]; `settings` are the network's."""
+    out = self.network(x, **settings)
+    return TwoHeadedOutput(out.logits, self.sdf(out.f4))

@@ -58,19 +58,20 @@ def dice_soft(prob: Array, label: Array, smooth: float = 1e-5, mask: Array | Non
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 
-def dice_batch(prob: Array, label: Array, smooth: float = 1e-8) -> Array:
+def dice_batch(prob: Array, label: Array, smooth: float = 1e-8, *, squared: bool = False) -> Array:
   """Soft Dice loss over the whole batch: mean over foreground classes of 1 − (2Σpy + ε)/(Σp + Σy + ε).
 
   Args:
     prob: f32[B, *spatial, C]; gradient flows here.
     label: i32[B, *spatial].
     smooth: ε.
+    squared: Σp² instead of Σp.
 
-  Source: published code of CAML [C].
+  Source: published code of CAML [C]; squared, with ε = 1e-5, of SASSNet and DTC [C].
   """
   axes = tuple(range(prob.ndim - 1))
-  target = jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)[..., 1:]
-  overlap, size = jnp.sum(prob[..., 1:] * target, axes), jnp.sum(prob[..., 1:], axes) + jnp.sum(target, axes)
+  prob, target = prob[..., 1:], jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)[..., 1:]
+  overlap, size = jnp.sum(prob * target, axes), jnp.sum(prob**2 if squared else prob, axes) + jnp.sum(target, axes)
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 

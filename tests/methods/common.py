@@ -100,4 +100,4 @@ class SliceNetworks(Networks):
 
 
 def slice_networks(num_classes=2):
-  return SliceNetworks(NetworkConfig(), num_classes=num_classes)
+  return SliceNetworks(NetworkConfig(width=2), num_classes=num_classes)
