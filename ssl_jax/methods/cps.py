@@ -59,7 +59,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         out, stats[name] = forward(network, students[name], state.stats[name], image, key=key_of)
         logits[name] = out.logits
       terms = {
-        "supervised": lambda: sum(ce_dice(own[: len(label)], label) for own in logits.values()),
+        "supervised": lambda: ce_dice(logits["a"][: len(label)], label) + ce_dice(logits["b"][: len(label)], label),
         "cps": lambda: cross_pseudo_supervision(logits["a"][first:], logits["b"][first:]),
       }
       rising = {"cps": ramp(state.step // options.ramp_unit_steps, options.ramp)}
