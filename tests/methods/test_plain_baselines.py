@@ -157,9 +157,9 @@ def test_entropy_min(samples, first):
 
 def test_ua_mt_follows_the_teacher_where_it_is_sure():
   step, options = 5, {"passes": 4, "threshold": 0.8}
-  batch, state, _, metrics = one_step("ua_mt", step=step, ramp=0.0, **options)
+  batch, state, new, metrics = one_step("ua_mt", step=step, ramp=0.0, **options)
   params, image = state.teacher["students"]["a"], batch["unlabelled"]["image"]
-  noisy = lambda key, image: views.gaussian_noise(key, image, 0.1, 0.2)
+  noisy = jax.jit(lambda key, image: views.gaussian_noise(key, image, 0.1, 0.2))
   target, stats = run(params, state.teacher["stats"]["a"], noisy(key_of("noise", step), image), key_of("dropout_t", step))
   passes = []
   for key in jax.random.split(key_of("passes", step), 2):
@@ -174,16 +174,7 @@ def test_ua_mt_follows_the_teacher_where_it_is_sure():
   squared = (softmax(student_logits(state, both(batch), step=step)[2:]) - softmax(target)) ** 2
   close(metrics["loss_consistency"], (sure[..., None] * squared).sum() / (CLASSES * sure.sum()))
   close(metrics["loss"], metrics["loss_supervised"] + 0.1 * metrics["loss_consistency"])
-
-
-def test_ua_mt_keeps_running_averages_of_all_passes():
-  after = {}
-  for passes in (2, 8):
-    _, state, new, _ = one_step("ua_mt", passes=passes)
-    before, after[passes] = (np.concatenate([x.ravel() for x in jax.tree.leaves(s.teacher["stats"])]) for s in (state, new))
-  share = lambda count: 1 - 0.9**count  # BatchNorm keeps 0.9 of the old value; the last batch is not the first, hence the tolerance
-  ratio = np.abs(after[8] - before).sum() / np.abs(after[2] - before).sum()
-  np.testing.assert_allclose(ratio, share(5) / share(2), rtol=0.1)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.teacher["stats"]["a"], stats)  # of all passes in turn
 
 
 # ICT
@@ -222,8 +213,10 @@ def fixmatch_parts(batch, state, kind, jitter):
   """The labelled and strong images, and the weak view's probabilities moved along."""
   weak, stats = run(state.students["a"], state.stats["a"], batch["unlabelled"]["image"], None)
   view = {"kind": kind, "alpha": 4.0, "crop": 0.75, "noise": 0.2}
-  image, target, shown = cutmix.strong_view(key_of("strong"), batch["unlabelled"]["image"], softmax(weak), **view)
-  image = np.concatenate([batch["labelled"]["image"], views.colour_jitter(key_of("colour"), image, jitter)])
+  image, target, shown = jax.jit(functools.partial(cutmix.strong_view, **view))(
+    key_of("strong"), batch["unlabelled"]["image"], softmax(weak)
+  )
+  image = np.concatenate([batch["labelled"]["image"], jax.jit(views.colour_jitter, static_argnums=2)(key_of("colour"), image, jitter)])
   return image, stats, np.asarray(target), np.asarray(shown)
 
 
@@ -243,14 +236,8 @@ def test_fixmatch_learns_confident_classes_on_the_strong_view(kind, jitter):
     picked = jnp.sum(jax.nn.log_softmax(out.logits[2:]) * np.eye(CLASSES)[target.argmax(-1)], -1)
     return -jnp.mean(picked * confident * shown)
 
-  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.students["a"], jax.grad(constant_target)(state.students["a"]))
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.students["a"], jax.jit(jax.grad(constant_target))(state.students["a"]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.students["a"], expected)
-
-
-def test_fixmatch_learns_nothing_from_doubtful_classes():
-  _, state, new, metrics = one_step("fixmatch", threshold=1.0, weights={"supervised": 0.0})
-  assert metrics["loss_pseudo"] == 0 == metrics["pseudo_share"]
-  jax.tree.map(np.testing.assert_array_equal, new.students, state.students)
 
 
 # BCP
