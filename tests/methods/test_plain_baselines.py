@@ -43,11 +43,16 @@ def batch_of(size):
   return {"labelled": labelled, "unlabelled": {"image": normal(size, *SIDE, 1), "index": index}}
 
 
+@functools.cache
+def first_state(name):
+  return jax.jit(build(name, small_networks(CLASSES), optax.sgd(0.1)).init)(jax.random.key(0), batch_of(2))
+
+
 def one_step(name, size=2, step=0, phase=None, **options):
   """Returns batch, state before, state after, metrics; the teacher differs from the student."""
   method = build(name, small_networks(CLASSES), optax.sgd(0.1), **options)
   batch = batch_of(size)
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state(name)
   teacher = {**state.teacher, "students": jax.tree.map(lambda x: 1.5 * x, state.teacher["students"])} if state.teacher else {}
   state = dataclasses.replace(state, teacher=teacher, step=jnp.int32(step))
   new, metrics = jax.jit(method.steps[phase or next(iter(method.steps))])(state, batch, KEY)
