@@ -6,7 +6,7 @@ Two students that are pushed towards different features and taught each other's 
 | (1), (2) L_dis on the bottleneck | `ops.consistency.feature_discrepancy` |
 | (3) cross pseudo supervision | `targets`, `mode="cps"` |
 | (4) L_sup^l + λ1 L_sup^u + λ2 L_dis | phase `selftrain` |
-| (5), (6), (8) CutMix by one box | `ops.cutmix.box_anywhere`, `cutmix` |
+| (5), (6), (8) CutMix by one box | `ops.cutmix.box_anywhere`, `ops.cutmix.paste` |
 | (7), (10) ½ (CE + Dice) | `ops.segmentation.ce_dice` |
 | (9) heterogeneous targets | `targets` |
 | (11) L_sup^l + λ2 L_dis^l | phase `pretrain` |
@@ -25,9 +25,9 @@ import optax
 
 from ssl_jax.core import rng
 from ssl_jax.core.step import descend, forward, init_state, weighted_terms
-from ssl_jax.ops.components import largest_component
+from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.consistency import feature_discrepancy
-from ssl_jax.ops.cutmix import box_anywhere
+from ssl_jax.ops.cutmix import box_anywhere, paste
 from ssl_jax.ops.segmentation import ce_dice
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
@@ -55,11 +55,6 @@ class Options:
   average: Literal["variant", "logits", "probabilities"] = "variant"
 
 
-def cutmix(box: Array, outside: Array, inside: Array) -> Array:
-  """Returns `inside` within the box, else `outside`; both [B, *spatial] or [B, *spatial, channels] (eqs. 5, 6, 8)."""
-  return jnp.where(box if outside.ndim == box.ndim + 1 else box[..., None], inside, outside)
-
-
 def targets(box: Array, pseudo: Mapping[str, Array], mode: str) -> dict[str, Array]:
   """Returns what each network learns on the mixed unlabelled scans.
 
@@ -70,7 +65,7 @@ def targets(box: Array, pseudo: Mapping[str, Array], mode: str) -> dict[str, Arr
   """
   half = len(pseudo["a"]) // 2
   inside = {name: pseudo[name if mode == "cml" else OTHER[name]][half:] for name in OTHER}
-  return {name: cutmix(box, pseudo[OTHER[name]][:half], inside[name]) for name in OTHER}
+  return {name: paste(box, pseudo[OTHER[name]][:half], inside[name]) for name in OTHER}
 
 
 def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
@@ -96,16 +91,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       out[name], stats[own] = forward(network, students[own], stats[own], image, key=key_of(f"{use}_{name}"))
     return out, stats
 
-  def hard_label(logits: Array) -> Array:
-    """Predicted classes, of each only the largest component ("NMS") [P, C]."""
-    batch, *spatial, num_classes = logits.shape
-    masks = jnp.argmax(logits, axis=-1) == jnp.arange(1, num_classes).reshape(-1, *(1,) * (logits.ndim - 1))
-    kept = largest_component(masks.reshape(-1, *spatial)).reshape(num_classes - 1, batch, *spatial)
-    return jnp.sum(kept * jnp.arange(1, num_classes).reshape(-1, *(1,) * (logits.ndim - 1)), axis=0).astype(jnp.int32)
-
   def mixed(box: Array, array: Array) -> Array:
     half = len(array) // 2
-    return cutmix(box, array[:half], array[half:])
+    return paste(box, array[:half], array[half:])
 
   def step(phase: str, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     spatial = batch["labelled"]["label"].shape[1:]
@@ -119,7 +107,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       weights.pop("pseudo", None)
     else:
       weak, stats = both(state.students, stats, image_u, key_of, "dropout_weak")  # training mode, no gradient [C]
-      pseudo = {name: hard_label(weak[name].logits) for name in pair}
+      pseudo = {name: largest_per_class(weak[name].logits) for name in pair}  # "NMS" [P, C]
 
     def loss_fn(students):
       out_l, new = both(students, stats, image_l, key_of, "dropout_l")

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
+from ssl_jax.ops.consistency import mean_squared
 from ssl_jax.ops.segmentation import ce_dice
 from ssl_jax.ops.views import gaussian_noise
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
@@ -65,7 +65,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       out, stats = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
       terms = {
         "supervised": lambda: ce_dice(out.logits[: len(label)], label),
-        "consistency": lambda: jnp.mean((jax.nn.softmax(out.logits[len(label) :]) - jax.nn.softmax(out_t.logits)) ** 2),
+        "consistency": lambda: mean_squared(jax.nn.softmax(out.logits[len(label) :]), jax.nn.softmax(out_t.logits)),
       }
       rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
       return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}

@@ -36,6 +36,24 @@ def largest_component(mask: Array) -> Array:
   return lax.platform_dependent(mask, tpu=_by_sweeps, default=_by_hooking)
 
 
+def largest_per_class(logits: Array) -> Array:
+  """Predicted classes, of each only the largest component of every sample; what falls away becomes class 0.
+
+  Args:
+    logits: f32[B, *spatial, C]; no gradient.
+
+  Returns:
+    i32[B, *spatial].
+
+  Source: "NMS" of pseudo-labels in the published code of BCP and CML [C].
+  """
+  batch, *spatial, num_classes = logits.shape
+  classes = jnp.arange(1, num_classes).reshape(-1, *(1,) * (logits.ndim - 1))
+  masks = jnp.argmax(logits, axis=-1) == classes
+  kept = largest_component(masks.reshape(-1, *spatial)).reshape(num_classes - 1, batch, *spatial)
+  return jnp.sum(kept * classes, axis=0).astype(jnp.int32)
+
+
 def _by_hooking(mask: Array) -> Array:
   return jax.vmap(lambda m: _largest(m, _hook))(mask)
 

@@ -16,6 +16,23 @@ def sharpen(logits: Array, temperature: float) -> Array:
   return jax.nn.softmax(logits / temperature)
 
 
+def mean_squared(prob: Array, target: Array, mask: Array | None = None) -> Array:
+  """Σ mask · (p − q)² / (C · Σ mask): the mean over the voxels that count and over classes.
+
+  Args:
+    prob: f32[B, *spatial, C]; gradient flows here.
+    target: f32[B, *spatial, C] probabilities q; no gradient.
+    mask: bool or f32[B, *spatial]; `None` counts every voxel.
+
+  Returns:
+    f32[]; 0 where no voxel counts.
+
+  Source: mean teacher, Tarvainen and Valpola 2017; masked: UA-MT [C], whose two classes are C here [D].
+  """
+  squared = jnp.mean((prob - jax.lax.stop_gradient(target)) ** 2, axis=-1)
+  return jnp.mean(squared) if mask is None else jnp.sum(mask * squared) / (jnp.sum(mask) + 1e-16)
+
+
 def sharpened_consistency(logits_a: Array, logits_b: Array, temperature: float) -> Array:
   """Σ_{i≠j} mean (p_i − sharpen(p_j))², sharpen(p) = p^{1/T} / Σ_c p_c^{1/T}.
 

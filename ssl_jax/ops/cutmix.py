@@ -52,6 +52,18 @@ def box_anywhere(key: Array, spatial: tuple[int, ...], fraction: float) -> Array
   return mask
 
 
+def paste(box: Array, outside: Array, inside: Array) -> Array:
+  """Returns `inside` within the box, else `outside`.
+
+  Args:
+    box: bool[*spatial].
+    outside, inside: [B, *spatial] or [B, *spatial, channels].
+
+  Source: CML, eqs. 5, 6, 8; BCP.
+  """
+  return jnp.where(box if outside.ndim == box.ndim + 1 else box[..., None], inside, outside)
+
+
 def mix(mask: Array, value: Array, partner: Array) -> Array:
   """Returns `value` outside `mask` and `value[partner]` inside.
 

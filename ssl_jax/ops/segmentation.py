@@ -1,4 +1,6 @@
-"""Supervised segmentation losses and their confidence-masked forms."""
+"""Supervised segmentation losses, their confidence-masked forms, and entropy."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +75,20 @@ def dice_batch(prob: Array, label: Array, smooth: float = 1e-8, *, squared: bool
   prob, target = prob[..., 1:], jax.nn.one_hot(label, prob.shape[-1], dtype=prob.dtype)[..., 1:]
   overlap, size = jnp.sum(prob * target, axes), jnp.sum(prob**2 if squared else prob, axes) + jnp.sum(target, axes)
   return jnp.mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
+
+
+def normalised_entropy(prob: Array) -> Array:
+  """−Σ_c p log(p + 1e-6) / ln C of every voxel: 0 where one class is sure, 1 where all are equally likely, but for the 1e-6.
+
+  Args:
+    prob: f32[B, *spatial, C]; gradient flows here, finite at p = 0.
+
+  Returns:
+    f32[B, *spatial].
+
+  Source: published code of UA-MT [C] and SSL4MIS [L].
+  """
+  return -jnp.sum(prob * jnp.log(prob + 1e-6), axis=-1) / math.log(prob.shape[-1])
 
 
 def ce_dice(logits: Array, label: Array, mask: Array | None = None) -> Array:

@@ -1,4 +1,4 @@
-"""Random views of a batch, drawn on the device: turns and flips in the X–Y plane (weak), noise, changes of colour (strong)."""
+"""Random views of a batch, drawn on the device: turns and flips in the X–Y plane (weak), noise, changes of colour, mixtures (strong)."""
 
 import functools
 import math
@@ -51,6 +51,19 @@ def gaussian_noise(key: Array, image: Array, std: float, clip: float) -> Array:
   Source: UA-MT's code [L].
   """
   return image + jnp.clip(std * jax.random.normal(key, image.shape), -clip, clip)
+
+
+def mixup(factor: Array, first: Array, second: Array) -> Array:
+  """Returns (1 − λ) · first + λ · second, with one λ a sample.
+
+  Args:
+    factor: λ, f32[B].
+    first, second: f32[B, ...]; gradient flows to both.
+
+  Source: ICT (Verma et al. 2022).
+  """
+  factor = _expand(factor, first)
+  return (1.0 - factor) * first + factor * second
 
 
 def _source(shape: tuple[int, ...], pose: Pose) -> tuple[Array, Array]:

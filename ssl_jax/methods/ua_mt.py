@@ -1,0 +1,105 @@
+"""UA-MT: a mean teacher that is followed only where it is sure.
+
+| equation | where |
+|---|---|
+| ℓ = ℓ_s(p_s, y) + w(t) · Σ m (p_s − p_t)² / (C · Σ m), w(t) = w_max · ramp(⌊t / 150⌋, R) | `step`, `ops.consistency.mean_squared` |
+| µ = mean of T teacher passes with noise and dropout, u = −Σ µ log µ | `mean_of_passes`, `ops.segmentation.normalised_entropy` |
+| m = 1[u < (¾ + ¼ · ramp(t, steps)) · ln C] | `step` |
+
+Source: Yu et al. 2019 [P] and its code [C], where C = 2.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.core import rng
+from ssl_jax.core.schedules import ramp
+from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
+from ssl_jax.ops.consistency import mean_squared
+from ssl_jax.ops.segmentation import ce_dice, normalised_entropy
+from ssl_jax.ops.views import gaussian_noise
+from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Keys of `config.method`.
+
+  Attributes:
+    weights: of the loss terms; `consistency` is w_max [P, C].
+    ramp: R, in units of `ramp_unit_steps` [P, C].
+    ramp_unit_steps: steps during which the consistency weight stays constant [C].
+    passes: T, even: two noisy copies of the batch pass at a time [P, C].
+    threshold: share of the largest entropy below which a voxel counts at first; it rises to 1 [P, C].
+    ema_decay: upper bound of α [P, C].
+    noise_std, noise_clip: Gaussian noise on the teacher's views, clipped [C].
+    teacher_dropout: whether the teacher drops channels where it is the target, as in the T passes [C].
+  """
+
+  weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"supervised": 1.0, "consistency": 0.1})
+  ramp: float = 40.0
+  ramp_unit_steps: int = 150
+  passes: int = 8
+  threshold: float = 0.75
+  ema_decay: float = 0.99
+  noise_std: float = 0.1
+  noise_clip: float = 0.2
+  teacher_dropout: bool = True
+
+
+def build(options: Options, networks: Any, optimizer: optax.GradientTransformation, task: Task) -> Method:
+  """Returns the method; see `types.Method`."""
+  if options.passes < 2 or options.passes % 2:
+    raise ValueError(f"config.method.passes: must be an even number, at least 2; got {options.passes}")
+  if not 0 < options.threshold <= 1:
+    raise ValueError(f"config.method.threshold: a share of ln C, so above 0 and at most 1; got {options.threshold}")
+  network = networks.backbone()
+
+  def init(key: Array, batch: Batch) -> TrainState:
+    return init_state({"a": network}, optimizer, key, batch["labelled"]["image"], teacher=True)
+
+  def taught(state: TrainState, stats: PyTree, image: Array, key_noise: Array, key_dropout: Array | None) -> tuple[Array, PyTree]:
+    noisy = gaussian_noise(key_noise, image, options.noise_std, options.noise_clip)
+    out, stats = forward(network, state.teacher["students"]["a"], stats, noisy, key=key_dropout)
+    return jax.nn.softmax(out.logits), stats
+
+  def mean_of_passes(state: TrainState, stats: PyTree, image: Array, key: Array) -> tuple[Array, PyTree]:
+    """Mean probability f32[B, *spatial, C] of T noisy passes with dropout, and the teacher's running averages."""
+    twice = jnp.concatenate([image, image])
+
+    def two_passes(carry: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
+      prob, stats = taught(state, carry[1], twice, *jax.random.split(key))
+      return (carry[0] + prob[: len(image)] + prob[len(image) :], stats), None
+
+    start = jnp.zeros((*image.shape[:-1], networks.num_classes)), stats
+    (total, stats), _ = jax.lax.scan(two_passes, start, jax.random.split(key, options.passes // 2))
+    return total / options.passes, stats
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+    image, label = both_halves(batch)
+    image_u = image[len(label) :]
+    key_of = lambda use: rng.key_for(key, state.step, use)
+    key_t = key_of("dropout_t") if options.teacher_dropout else None
+    target, stats_t = taught(state, state.teacher["stats"]["a"], image_u, key_of("noise"), key_t)
+    mean, stats_t = mean_of_passes(state, stats_t, image_u, key_of("passes"))
+    below = options.threshold + (1.0 - options.threshold) * ramp(state.step, task.num_steps)
+    sure = normalised_entropy(mean) < below
+
+    def loss_fn(students):
+      out, stats = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
+      terms = {
+        "supervised": lambda: ce_dice(out.logits[: len(label)], label),
+        "consistency": lambda: mean_squared(jax.nn.softmax(out.logits[len(label) :]), target, sure),
+      }
+      rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
+      return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
+
+    state, metrics = descend(optimizer, state, loss_fn)
+    return follow(state, {"a": stats_t}, options.ema_decay), {**metrics, "sure_share": jnp.mean(sure)}
+
+  return Method(init, {"train": step}, student(network), {"teacher": teacher(network)})
