@@ -18,7 +18,6 @@ from ssl_jax import methods
 from ssl_jax.types import InputError, nearest
 
 OPTIONS = ("2d", "small")
-ONLY_2D = ("cmems",)
 
 
 def get_config(choice="crln"):
@@ -29,7 +28,7 @@ def get_config(choice="crln"):
   for option in options:
     if option not in OPTIONS:
       raise InputError(f"configs/own_data.py:{choice}: no option {option!r}; {nearest(option, OPTIONS)}")
-  flat, small = "2d" in options or method in ONLY_2D, "small" in options
+  flat, small = "2d" in options or common.learns_from_synthetic(method), "small" in options
   config = _start(method, flat, small)
   config.data.source = "msd"
   config.data.root = ""
@@ -51,6 +50,8 @@ def _start(method, flat, small):
   name = f"{method}_{'acdc' if flat else 'la'}{ending}"
   if importlib.util.find_spec(f"configs.{name}"):
     return importlib.import_module(f"configs.{name}").get_config()
+  if flat and small and importlib.util.find_spec(f"configs.{method}_acdc"):
+    return common.small_slices(importlib.import_module(f"configs.{method}_acdc").get_config())
   name = f"{method}_la{ending}"
   found = importlib.util.find_spec(f"configs.{name}")
   config = importlib.import_module(f"configs.{name}").get_config() if found else common.left_atrium(common.base(method))

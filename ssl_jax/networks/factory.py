@@ -39,9 +39,9 @@ class Networks:
     changes: dict[str, Any] = {"upsample": upsample} if upsample else {}
     return networks.build(dataclasses.replace(self.cfg, **changes), num_classes=self.num_classes, **extra)
 
-  def projection(self, features: int) -> Projection:
+  def projection(self, features: int, **options: Any) -> Projection:
     """Returns a head on single voxels' features."""
-    return Projection(features)
+    return Projection(features, **options)
 
   def dim(self, **options: Any) -> DIM:
     """Returns a Dynamic Interaction Module."""
