@@ -48,7 +48,7 @@ class Options:
     dice: Dice loss and distance: "plain" as on the Left Atrium or "squared" as on ACDC [C], see `ops.consistency.dice_distance`.
     features: width of the heads [C].
     slots: prototypes of a class [C].
-    kept: which voxels become prototypes, by the selector's score: the "lowest" [C] or the "highest" [P].
+    kept: which voxels become prototypes, by the selector's score: the "lowest" [C] or the "highest" [D].
     rows: voxels of each class that are compared, drawn anew every step; the published code takes all [D].
   """
 
