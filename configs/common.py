@@ -18,6 +18,11 @@ def method(name: str, **changes) -> ConfigDict:
   return group
 
 
+def learns_from_synthetic(name: str) -> bool:
+  """Whether a method has a loss on images made from one labelled slice, and so trains on slices."""
+  return "synthetic" in getattr(methods.load(name).Options(), "weights", {})
+
+
 def base(name: str, **changes) -> ConfigDict:
   """Returns the configuration of a method with the library's defaults; `changes` go to its `method` group."""
   return ConfigDict(

@@ -18,7 +18,6 @@ from ssl_jax import methods
 from ssl_jax.types import InputError, nearest
 
 OPTIONS = ("2d", "small")
-ONLY_2D = ("cmems",)
 
 
 def get_config(choice="crln"):
@@ -29,7 +28,7 @@ def get_config(choice="crln"):
   for option in options:
     if option not in OPTIONS:
       raise InputError(f"configs/own_data.py:{choice}: no option {option!r}; {nearest(option, OPTIONS)}")
-  flat, small = "2d" in options or method in ONLY_2D, "small" in options
+  flat, small = "2d" in options or common.learns_from_synthetic(method), "small" in options
   config = _start(method, flat, small)
   config.data.source = "msd"
   config.data.root = ""

@@ -38,7 +38,7 @@ def tiny_config(method: str, **data) -> Config:
   cfg.train.log_every_steps = 2
   cfg.train.checkpoint_every_steps = 2
   cfg.eval.stride = (8, 8, 8)
-  if method == "cmems":
+  if common.learns_from_synthetic(method):
     _on_slices(cfg)
   cfg.data.update(data)
   return config.check(config.parse(Config, cfg.to_dict()))
@@ -72,7 +72,8 @@ def phases(method: str) -> tuple[str, ...]:
   from ssl_jax.networks.factory import Networks
   from ssl_jax.types import NetworkConfig, Task
 
-  module, network = methods.load(method), NetworkConfig(name="unet2d" if method == "cmems" else "vnet", width=2)
+  network = NetworkConfig(name="unet2d" if common.learns_from_synthetic(method) else "vnet", width=2)
+  module = methods.load(method)
   return tuple(module.build(module.Options(), Networks(network, 2), optax.sgd(0.1), Task(2, 6)).steps)
 
 

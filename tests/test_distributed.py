@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 
+from configs import common
 from tests.helpers import Forked, forked, phases, tiny_config, with_train, write_config
 from tests.methods.common import SMALL_OPTIONS
 
@@ -27,7 +28,7 @@ def run(config, workdir, processes=1, devices=1, stop_after=0, *flags):
 
 def config(method, folder, steps=STEPS, **train):
   names = phases(method)
-  sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if method == "cmems" else 0}
+  sizes = {"batch_labelled": 4, "batch_unlabelled": 4, "batch_synthetic": 4 if common.learns_from_synthetic(method) else 0}
   settings = {"phases": tuple((name, steps // len(names)) for name in names), "log_every_steps": 1, "checkpoint_every_steps": 5, **sizes}
   cfg = with_train(tiny_config(method), **settings | train)
   gentle = dataclasses.replace(

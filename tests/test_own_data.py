@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import own_data
+from configs import common, own_data
 from ssl_jax import config, main, methods
 from ssl_jax.experiment import open_experiment
 from ssl_jax.types import Config, InputError
@@ -16,7 +16,7 @@ from tests.helpers import command, own_config, write_msd
 def test_every_choice_is_a_valid_configuration(method, options):
   cfg = config.check(config.parse(Config, own_data.get_config(method + options).to_dict()))
   assert cfg.method["name"] == method and (cfg.data.source, cfg.data.split, cfg.data.root) == ("msd", "dev", "")
-  assert len(cfg.data.patch) == (2 if "2d" in options or method == "cmems" else 3)
+  assert len(cfg.data.patch) == (2 if "2d" in options or common.learns_from_synthetic(method) else 3)
 
 
 def test_the_split(own_folder):

@@ -121,6 +121,15 @@ def move(
   return optax.apply_updates(params, updates), opt, further
 
 
+def require_synthetic(weights: Mapping[str, float], batch: Batch) -> None:
+  """Raises `ValueError` where the term `synthetic` has a weight but the batch no synthetic images."""
+  if weights.get("synthetic") and "synthetic" not in batch:
+    raise ValueError(
+      "config.train.batch_synthetic: this method learns from synthetic images, so it must be positive (with "
+      "data.synthesis.per_background); or switch them off by config.method.weights.synthetic=0"
+    )
+
+
 def descend(
   optimizer: optax.GradientTransformation,
   state: TrainState,

@@ -28,12 +28,14 @@ import optax
 from ssl_jax.core import bank, rng
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import descend, forward, init_network, probabilities, weighted_terms
+from ssl_jax.core.voxel_heads import embed, feature_width, init_chain
 from ssl_jax.ops import select
 from ssl_jax.ops.consistency import cross_pseudo_supervision, sharpened_consistency
 from ssl_jax.ops.correlation import correlation, correlation_consistency
 from ssl_jax.ops.segmentation import dice_batch
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
+HEADS = ("projection", "prediction")
 COEFFICIENTS = {
   "official": {"supervised": 0.5, "consistency": 1.0, "occ": 0.05},  # [C]
   "paper": {"supervised": 1.0, "consistency": 1.0, "occ": 0.1},  # [P]
@@ -87,13 +89,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       keys = jax.random.split(jax.random.fold_in(key, ord(name)), 3)
       image = batch["labelled"]["image"]
       params, running = init_network(network, keys[0], image)
-      variables = {"params": params, "batch_stats": running}
-      width = jax.eval_shape(lambda v, x, net=network: net.apply(v, x, train=False), variables, image).f4.shape[-1]
-      projection, prediction = (
-        head.init(k, jnp.zeros((2, w)), train=False) for k, w in zip(keys[1:], (width, options.features), strict=True)
-      )
-      students[name] = {"network": params, "projection": projection["params"], "prediction": prediction["params"]}
-      stats[name] = {"network": running, "projection": projection["batch_stats"], "prediction": prediction["batch_stats"]}
+      made = init_chain(head, keys[1:], feature_width(network, params, running, image), HEADS)
+      students[name] = {"network": params, **{part: variables["params"] for part, variables in made.items()}}
+      stats[name] = {"network": running, **{part: variables["batch_stats"] for part, variables in made.items()}}
     memory = bank.empty(task.num_labelled, num_classes, options.slots, options.features)
     return TrainState(jnp.int32(0), students, (), stats, optimizer.init(students), {}, memory)
 
@@ -125,14 +123,6 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     index, counted = jax.vmap(pick)(jnp.arange(num_classes))
     return index.reshape(-1), (counted & (jnp.sum(counted, axis=1, keepdims=True) > 1)).reshape(-1), same
 
-  def embed(student: PyTree, stats: PyTree, rows: Array, counted: Array) -> tuple[Array, PyTree]:
-    new = {}
-    for name in ("projection", "prediction"):
-      variables = {"params": student[name], "batch_stats": stats[name]}
-      rows, updated = head.apply(variables, rows, counted, train=True, mutable=["batch_stats"])
-      new[name] = updated["batch_stats"]
-    return rows, new
-
   def omni_correlation(
     students: PyTree, state: TrainState, out: PyTree, memory: bank.Bank, count: int, key: Array
   ) -> tuple[Array, PyTree, Metrics]:
@@ -145,10 +135,10 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       voxels = out[name].f4[count:].astype(jnp.float32)
       voxels = voxels.reshape(-1, voxels.shape[-1])
       if options.occ_batchnorm == "all":
-        z, stats[name] = embed(students[name], state.stats[name], voxels, same)
+        z, stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels, same)
         z = z[index]
       else:
-        z, stats[name] = embed(students[name], state.stats[name], voxels[index], counted)
+        z, stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels[index], counted)
       matrices[name] = correlation(z, columns.reshape(-1, options.features), valid, options.temperature, not official)  # Eq. (2)
     loss = correlation_consistency(matrices["a"], matrices["b"], counted)  # Eq. (3)
     return loss, stats, {"occ_rows": jnp.mean(counted), "occ_classes": jnp.sum(enough)}

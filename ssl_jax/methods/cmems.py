@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import descend, forward, init_state, student, weighted_terms
+from ssl_jax.core.step import descend, forward, init_state, require_synthetic, student, weighted_terms
 from ssl_jax.ops import views
 from ssl_jax.ops.segmentation import ce_dice
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
@@ -95,20 +95,13 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   sets = {term: stream for term, stream in sets.items() if options.weights.get(term)}
 
   def init(key: Array, batch: Batch) -> TrainState:
-    if "synthetic" in sets and "synthetic" not in batch:
-      raise ValueError(
-        "config.train.batch_synthetic: CMEMS learns from synthetic images, so it must be positive (with data.synthesis.per_background); "
-        "or switch them off by config.method.weights.synthetic=0"
-      )
+    require_synthetic(options.weights, batch)
     return init_state(dict.fromkeys(OTHER, network), optimizer, key, batch["labelled"]["image"])
 
   def weak_view(name: str, stream: str, batch: Batch, key: Array) -> tuple[Array, Any]:
     """The network's own turned images f32[B, *spatial, channels] of a stream, and their labels where it has any."""
-    half = batch[stream]
-    image = half["image"]
     pose_key = jax.random.fold_in(key, 0 if stream in options.same_views else ord(name))
-    pose = views.draw_pose(jax.random.fold_in(pose_key, STREAMS.index(stream)), image.shape[0], square=image.shape[1] == image.shape[2])
-    return views.turn_image(image, pose), views.turn_label(half["label"], pose) if "label" in half else None
+    return views.random_turn(jax.random.fold_in(pose_key, STREAMS.index(stream)), batch[stream]["image"], batch[stream].get("label"))
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key_of = lambda use: rng.key_for(key, state.step, use)

@@ -48,9 +48,9 @@ class Networks:
     """Returns a classifier of whole predictions, of the published width 64 at n = 16."""
     return Discriminator(4 * self.cfg.width, dtype=jnp.dtype(self.cfg.dtype))
 
-  def projection(self, features: int) -> Projection:
+  def projection(self, features: int, **options: Any) -> Projection:
     """Returns a head on single voxels' features."""
-    return Projection(features)
+    return Projection(features, **options)
 
   def dim(self, **options: Any) -> DIM:
     """Returns a Dynamic Interaction Module."""

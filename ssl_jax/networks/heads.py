@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.networks.blocks import INTERPOLATE, Conv, RowBatchNorm, channel_dropout
+from ssl_jax.ops import norm
 from ssl_jax.types import Array
 
 
@@ -15,14 +16,18 @@ class Projection(nn.Module):
   """Linear – BatchNorm – ReLU – Linear; CAML's projection and prediction heads (§2.3) [C].
 
   Attributes:
-    features: width of the hidden and the output layer.
+    features: width of the hidden layer.
+    outputs: width of the output layer; 0: `features`.
+    leak: slope of the rectifier below 0.
   """
 
   features: int = 64
+  outputs: int = 0
+  leak: float = 0.0
 
   @nn.compact
   def __call__(self, rows: Array, counted: Array | None = None, *, train: bool) -> Array:
-    """Maps f32[m, in] to f32[m, features].
+    """Maps f32[m, in] to f32[m, outputs].
 
     Args:
       rows: voxel features; gradient flows here.
@@ -31,7 +36,8 @@ class Projection(nn.Module):
     """
     hidden = Conv(self.features, size=1, name="hidden")(rows)
     counted = jnp.ones(rows.shape[0], bool) if counted is None else counted
-    return Conv(self.features, size=1, name="output")(nn.relu(RowBatchNorm(name="norm")(hidden, counted, train)))
+    hidden = norm.rectify(RowBatchNorm(name="norm")(hidden, counted, train), self.leak)
+    return Conv(self.outputs or self.features, size=1, name="output")(hidden)
 
 
 class ScaleHeads(nn.Module):

@@ -33,6 +33,44 @@ def info_nce(anchors: Array, positive: Array, negatives: Array, temperature: flo
   return jnp.mean(jax.nn.logsumexp(similarity, axis=-1) - similarity[:, 0])
 
 
+def prototype_contrast(rows: Array, present: Array, temperature: float) -> Array:
+  """Draws voxels to the mean of their class and away from those of other classes.
+
+  Mean over present classes and their voxels of −log( e^{cos(z, μ_c)/t} / Σ_k e^{cos(z, μ_k)/t} ), μ_c the mean of z/|z| over class c.
+
+  Args:
+    rows: f32[C, n, d], n voxels z of every class; gradient flows here, not through μ.
+    present: bool[C], classes that have voxels; the others take no part.
+    temperature: t > 0, dimensionless.
+
+  Returns:
+    f32[] in nats.
+
+  Source: ELSNet, pixel-prototype contrastive embedding.
+  """
+  rows = unit(rows)
+  prototypes = jax.lax.stop_gradient(unit(jnp.mean(rows, axis=1)))
+  similarity = jnp.where(present, rows @ prototypes.T / temperature, -1e30)
+  own = jnp.diagonal(similarity, axis1=0, axis2=2).T
+  each = jnp.mean(jax.nn.logsumexp(similarity, axis=-1) - own, axis=-1)
+  return jnp.sum(jnp.where(present, each, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+
+
+def prototype_distance(rows: Array, weight: Array, prototypes: Array, valid: Array) -> Array:
+  """Mean over voxels and prototypes of w_i / mean(w) · (1 − cos(z_i, m_j)): nothing pushes, all are pulled.
+
+  Args:
+    rows: f32[m, d], z; gradient flows here.
+    weight: f32[m], w > 0; gradient flows here.
+    prototypes: f32[k, d], m; no gradient.
+    valid: bool[k]; without any the result is arbitrary but finite.
+
+  Source: SS-Net, class separation [C].
+  """
+  centre = jnp.sum(jnp.where(valid[:, None], unit(jax.lax.stop_gradient(prototypes)), 0.0), axis=0) / jnp.maximum(jnp.sum(valid), 1)
+  return jnp.mean(weight / jnp.mean(weight) * (1.0 - unit(rows) @ centre))
+
+
 def unassertive(mean_feature: Array, prototype: Array, xi: Array | float) -> Array:
   """Returns (r_m + ξ P̄) / (1 + ξ), f32[F].
 

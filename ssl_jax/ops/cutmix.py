@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ssl_jax.ops.views import uniform_noise
+
 
 def box_in_plane(key: Array, batch: int, spatial: tuple[int, ...], alpha: float) -> Array:
   """Draws one box per sample in the first two axes, over the whole of the others.
@@ -112,4 +114,4 @@ def strong_view(key: Array, image: Array, prob: Array, *, kind: str, alpha: floa
     image = jnp.where(shown[..., None], image, 0.0)
   elif kind != "none":
     raise ValueError(f"config.method.strong_view: {kind!r} is none of cutmix, centre_crop, none")
-  return image + jax.random.uniform(key_noise, image.shape, minval=-noise, maxval=noise), prob, shown
+  return uniform_noise(key_noise, image, noise), prob, shown

@@ -41,6 +41,30 @@ def confident_cross_entropy(logits: Array, target: Array, threshold: float, coun
   return -jnp.mean(mask * jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
 
 
+def confident_regional_cross_entropy(logits: Array, target: Array, positive: float, negative: float) -> Array:
+  """Learns the target's class where it is likely, and unlearns its unlikely classes.
+
+  Mean over voxels with max q ≥ γ⁺ of −max q · log p_argmax, plus the mean over voxels and classes with q_c < γ⁻ of −q_c · log(1 − p_c).
+
+  Args:
+    logits: f32[B, *spatial, C] of p; gradient flows here.
+    target: f32[B, *spatial, C], probabilities q; no gradient.
+    positive, negative: γ⁺ and γ⁻.
+
+  Returns:
+    f32[] in nats; a part without any voxel is 0.
+
+  Source: TraCoCo, CRC loss, weighted by q as in its code [C]; any number of classes [D].
+  """
+  target = jax.lax.stop_gradient(target)
+  log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
+  sure, best = jnp.max(target, axis=-1), jnp.argmax(target, axis=-1)
+  picked = jnp.sum(jax.nn.one_hot(best, target.shape[-1], dtype=log_prob.dtype) * log_prob, axis=-1)
+  without = jnp.log(jnp.clip(1.0 - jnp.exp(log_prob), 1e-6))
+  mean_where = lambda each, where: -jnp.sum(jnp.where(where, each, 0.0)) / jnp.maximum(jnp.sum(where), 1)
+  return mean_where(sure * picked, sure >= positive) + mean_where(target * without, target < negative)
+
+
 def dice_soft(prob: Array, label: Array, smooth: float = 1e-5, mask: Array | None = None) -> Array:
   """Soft Dice loss: mean over samples and classes of 1 − (2Σpy + ε)/(Σp + Σy + ε).
 

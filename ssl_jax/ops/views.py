@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,17 @@ def turn_label(label: Array, pose: Pose) -> Array:
   """Turns i32[B, X, Y, *rest] as `turn_image` does, nearest pixel, class 0 beyond the edges."""
   u, v = _source(label.shape[1:3], pose)
   return _fetch(label, jnp.round(u), jnp.round(v))
+
+
+def random_turn(key: Array, image: Array, label: Array | None = None) -> tuple[Array, Any]:
+  """Returns images f32[B, X, Y, *rest] turned at random, see `draw_pose`, and with them their labels i32[B, X, Y, *rest], if any."""
+  pose = draw_pose(key, image.shape[0], square=image.shape[1] == image.shape[2])
+  return turn_image(image, pose), None if label is None else turn_label(label, pose)
+
+
+def uniform_noise(key: Array, image: Array, size: float) -> Array:
+  """Adds U(−size, size) to every voxel of f32[B, *spatial, channels]."""
+  return image + jax.random.uniform(key, image.shape, minval=-size, maxval=size)
 
 
 def gaussian_noise(key: Array, image: Array, std: float, clip: float) -> Array:

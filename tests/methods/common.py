@@ -13,6 +13,8 @@ RNG = np.random.default_rng(0)
 SMALL_OPTIONS = {
   "caml": {"rows": 64, "columns": 16, "slots": 32, "features": 8, "ramp": 0.0},
   "crln": {"groups": 2, "anchors": 8, "negatives": 8},
+  "els_net": {"pixels": 64, "features": 8},
+  "ss_net": {"rows": 64, "slots": 8, "features": 8},
 }
 
 

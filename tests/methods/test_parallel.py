@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from ssl_jax import methods
 from ssl_jax.core import sharding
 from ssl_jax.types import Task
@@ -14,7 +15,7 @@ from tests.methods.common import SMALL_OPTIONS, normal, slice_networks, small_ne
 @pytest.mark.parametrize("name", methods.names())
 def test_eight_devices_take_the_same_step_as_one(name):
   module = methods.load(name)
-  on_slices = name == "cmems"
+  on_slices = common.learns_from_synthetic(name)
   networks = slice_networks() if on_slices else small_networks()
   method = module.build(module.Options(**SMALL_OPTIONS.get(name, {})), networks, optax.sgd(0.1), Task(8, 10))
   image = normal(16, 16, 16, *(() if on_slices else (16,)), 1)
