@@ -1,6 +1,7 @@
 """The training that methods of one network with several predictions share: all learn from the labels, and they are made to agree."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,7 +11,46 @@ import optax
 from ssl_jax.core import rng
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
+from ssl_jax.ops.consistency import mutual_consistency
+from ssl_jax.ops.segmentation import dice_batch
 from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualOptions:
+  """Options of the methods whose decoders learn each other's sharpened predictions.
+
+  Attributes:
+    weights: of the loss terms: `supervised` is β, `consistency` w_max [C].
+    further: how the decoders behind the first double the resolution, "transpose", "trilinear" or "nearest"; the first does what
+      `config.network.upsample` says [C].
+    temperature: T of the sharpening [C].
+    ramp: R, in units of `ramp_unit_steps` [C].
+    ramp_unit_steps: steps during which the consistency weight stays constant [C].
+    evaluated: the "first" decoder [C] or the "mean" of all decoders' probabilities.
+  """
+
+  weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"supervised": 0.5, "consistency": 1.0})
+  further: tuple[str, ...] = ("trilinear",)
+  temperature: float = 0.1
+  ramp: float = 40.0
+  ramp_unit_steps: int = 150
+  evaluated: Literal["first", "mean"] = "first"
+
+
+def build_mutual(options: MutualOptions, networks: Any, optimizer: optax.GradientTransformation) -> Method:
+  """Returns the method β Σ_i Dice(p_i, y) + w(t) Σ_{i≠j} mean (p_i − sharpen(p_j))² over the decoders of one network.
+
+  Source: published code of MC-Net and MC-Net+ [C].
+  """
+  return build(
+    networks.backbone(further=options.further),
+    optimizer,
+    options,
+    supervised=lambda logits, label: sum(dice_batch(jax.nn.softmax(x), label) for x in logits),
+    consistency=lambda logits, _: mutual_consistency(logits, options.temperature),  # of labelled and unlabelled images [C]
+    published_select="best",  # by Dice on the test list [C]
+  )
 
 
 def build(

@@ -9,19 +9,15 @@ Source: Tarvainen and Valpola 2017; settings of UA-MT's code on the Left Atrium 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import optax
 
-from ssl_jax.core import rng
-from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
-from ssl_jax.ops.consistency import mean_squared
-from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.core import teaching
+from ssl_jax.core.teaching import Lesson, taught
 from ssl_jax.ops.views import gaussian_noise
-from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
+from ssl_jax.types import Array, Method, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +47,8 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   del task
   network = networks.backbone()
 
-  def init(key: Array, batch: Batch) -> TrainState:
-    return init_state({"a": network}, optimizer, key, batch["labelled"]["image"], teacher=True)
+  def teach(state: TrainState, image: Array, key_of: Callable[[str], Array]) -> Lesson:
+    noisy = gaussian_noise(key_of("noise"), image, options.noise_std, options.noise_clip)
+    return Lesson(image, *taught(network, state, noisy, key_of("dropout_t") if options.teacher_dropout else None))
 
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-    image, label = both_halves(batch)
-    key_of = lambda use: rng.key_for(key, state.step, use)
-    noisy = gaussian_noise(key_of("noise"), image[len(label) :], options.noise_std, options.noise_clip)
-    key_t = key_of("dropout_t") if options.teacher_dropout else None
-    out_t, stats_t = forward(network, state.teacher["students"]["a"], state.teacher["stats"]["a"], noisy, key=key_t)
-
-    def loss_fn(students):
-      out, stats = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
-      terms = {
-        "supervised": lambda: ce_dice(out.logits[: len(label)], label),
-        "consistency": lambda: mean_squared(jax.nn.softmax(out.logits[len(label) :]), jax.nn.softmax(out_t.logits)),
-      }
-      rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
-      return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
-
-    state, metrics = descend(optimizer, state, loss_fn)
-    return follow(state, {"a": stats_t}, options.ema_decay), metrics
-
-  return Method(init, {"train": step}, student(network), {"teacher": teacher(network)})
+  return teaching.build(network, optimizer, options, teach)

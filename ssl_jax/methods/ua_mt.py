@@ -10,20 +10,19 @@ Source: Yu et al. 2019 [P] and its code [C], where C = 2.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.core import rng
+from ssl_jax.core import teaching
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
-from ssl_jax.ops.consistency import mean_squared
-from ssl_jax.ops.segmentation import ce_dice, normalised_entropy
+from ssl_jax.core.teaching import Lesson, taught
+from ssl_jax.ops.segmentation import normalised_entropy
 from ssl_jax.ops.views import gaussian_noise
-from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
+from ssl_jax.types import Array, Method, PyTree, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,47 +58,27 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   if not 0 < options.threshold <= 1:
     raise ValueError(f"config.method.threshold: a share of ln C, so above 0 and at most 1; got {options.threshold}")
   network = networks.backbone()
-
-  def init(key: Array, batch: Batch) -> TrainState:
-    return init_state({"a": network}, optimizer, key, batch["labelled"]["image"], teacher=True)
-
-  def taught(state: TrainState, stats: PyTree, image: Array, key_noise: Array, key_dropout: Array | None) -> tuple[Array, PyTree]:
-    noisy = gaussian_noise(key_noise, image, options.noise_std, options.noise_clip)
-    out, stats = forward(network, state.teacher["students"]["a"], stats, noisy, key=key_dropout)
-    return jax.nn.softmax(out.logits), stats
+  noisy = lambda key, image: gaussian_noise(key, image, options.noise_std, options.noise_clip)
 
   def mean_of_passes(state: TrainState, stats: PyTree, image: Array, key: Array) -> tuple[Array, PyTree]:
     """Mean probability f32[B, *spatial, C] of T noisy passes with dropout, and the teacher's running averages."""
     twice = jnp.concatenate([image, image])
 
     def two_passes(carry: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
-      prob, stats = taught(state, carry[1], twice, *jax.random.split(key))
+      key_noise, key_dropout = jax.random.split(key)
+      prob, stats = taught(network, state, noisy(key_noise, twice), key_dropout, carry[1])
       return (carry[0] + prob[: len(image)] + prob[len(image) :], stats), None
 
     start = jnp.zeros((*image.shape[:-1], networks.num_classes)), stats
     (total, stats), _ = jax.lax.scan(two_passes, start, jax.random.split(key, options.passes // 2))
     return total / options.passes, stats
 
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-    image, label = both_halves(batch)
-    image_u = image[len(label) :]
-    key_of = lambda use: rng.key_for(key, state.step, use)
+  def teach(state: TrainState, image: Array, key_of: Callable[[str], Array]) -> Lesson:
     key_t = key_of("dropout_t") if options.teacher_dropout else None
-    target, stats_t = taught(state, state.teacher["stats"]["a"], image_u, key_of("noise"), key_t)
-    mean, stats_t = mean_of_passes(state, stats_t, image_u, key_of("passes"))
+    target, stats = taught(network, state, noisy(key_of("noise"), image), key_t)
+    mean, stats = mean_of_passes(state, stats, image, key_of("passes"))
     below = options.threshold + (1.0 - options.threshold) * ramp(state.step, task.num_steps)
     sure = normalised_entropy(mean) < below
+    return Lesson(image, target, stats, sure, {"sure_share": jnp.mean(sure)})
 
-    def loss_fn(students):
-      out, stats = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
-      terms = {
-        "supervised": lambda: ce_dice(out.logits[: len(label)], label),
-        "consistency": lambda: mean_squared(jax.nn.softmax(out.logits[len(label) :]), target, sure),
-      }
-      rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
-      return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
-
-    state, metrics = descend(optimizer, state, loss_fn)
-    return follow(state, {"a": stats_t}, options.ema_decay), {**metrics, "sure_share": jnp.mean(sure)}
-
-  return Method(init, {"train": step}, student(network), {"teacher": teacher(network)})
+  return teaching.build(network, optimizer, options, teach)
