@@ -19,7 +19,7 @@ import optax
 from ssl_jax.core import teaching
 from ssl_jax.core.teaching import Lesson, taught
 from ssl_jax.ops.views import mixup
-from ssl_jax.types import Array, Method, Task, TrainState
+from ssl_jax.types import Array, Batch, Method, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,17 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   network = networks.backbone()
 
   def teach(state: TrainState, image: Array, key_of: Callable[[str], Array]) -> Lesson:
-    if len(image) % 2:
-      raise ValueError(f"config.train.batch_unlabelled: ICT mixes pairs of unlabelled images, so it must be even; got {len(image)}")
     pairs = len(image) // 2
     factor = jax.random.beta(key_of("mix"), options.alpha, options.alpha, (pairs,))
     mixed = lambda array: mixup(factor, array[:pairs], array[pairs:])
     prob, stats = taught(network, state, image, key_of("dropout_t") if options.teacher_dropout else None)
     return Lesson(mixed(image), mixed(prob), stats)
 
-  return teaching.build(network, optimizer, options, teach)
+  method = teaching.build(network, optimizer, options, teach)
+
+  def init(key: Array, batch: Batch) -> TrainState:
+    if (size := batch["unlabelled"]["image"].shape[0]) % 2:
+      raise ValueError(f"config.train.batch_unlabelled: ICT mixes pairs of unlabelled images, so it must be even; got {size}")
+    return method.init(key, batch)
+
+  return dataclasses.replace(method, init=init)
