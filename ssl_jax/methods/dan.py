@@ -7,7 +7,7 @@
 | evaluation network: labelled (p, x) against unlabelled ones | `core.adversary.Adversary.learn` |
 | ℓ_s + w(t) ℓ_adv | `step` |
 
-Source: its form in SSL4MIS [L]; the paper's own evaluation network is a VGG.
+Source: its form in SSL4MIS, whose evaluation network is SASSNet's discriminator instead of the paper's own [L].
 """
 
 import dataclasses
