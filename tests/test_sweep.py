@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_jax import config
 from ssl_jax import sweep as sweeps
 from ssl_jax.sweep import Sweep, Variant
 from ssl_jax.types import InputError
@@ -19,6 +20,7 @@ from tests.test_report import result, rows
 from tests.test_train import lines
 
 ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.py"))
+COMPARISONS = sorted(p for p in (ROOT / "configs" / "comparisons").glob("*.py") if p.stem != "common")
 STEPS = 120
 VARIANTS = '(Variant("plain", {"network.dropout": 0.0}, {"dice": 50.0}), Variant("dropout", {"network.dropout": 0.5}))'
 
@@ -44,15 +46,28 @@ def files(folder: Path) -> dict[str, int]:
   return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
-def test_every_ablation_is_made_of_valid_runs(file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("file", ABLATIONS + COMPARISONS, ids=lambda file: file.stem)
+def test_every_sweep_is_made_of_valid_runs(file, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   sweep = sweeps.load(file)
   runs = sweeps.plan(sweep, tmp_path, seeds=(1, 2))
   assert len(runs) == 2 * len(sweep.variants)
   assert len({sweeps._that_matters(run.cfg) for run in runs}) == len(runs), "two variants are the same run"
   document = file.read_text().split('"""')[1]
-  assert f"--sweep=configs/ablations/{file.name}" in document and f"{len(sweep.variants)} variants" in document
+  assert f"--sweep={file.relative_to(ROOT)}" in document
+  assert file in COMPARISONS or f"{len(sweep.variants)} variants" in document
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
+def test_a_comparison_is_fair(file, tmp_path, monkeypatch):
+  """Equal steps, and all the same but the method's own options, the names of its phases and its decoder."""
+  monkeypatch.chdir(ROOT)
+  runs = sweeps.plan(sweeps.load(file), tmp_path)
+  assert len({sum(length for _, length in run.cfg.train.phases) for run in runs}) == 1
+  own = lambda cfg: dataclasses.replace(
+    cfg, method={}, train=dataclasses.replace(cfg.train, phases=()), network=dataclasses.replace(cfg.network, upsample="transpose")
+  )
+  assert len({config.to_json(own(run.cfg)) for run in runs}) == 1
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)

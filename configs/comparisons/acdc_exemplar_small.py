@@ -6,8 +6,7 @@ Published numbers: 224², 20 test patients (CMEMS, Table 2). Results: docs/resul
 """
 
 from configs import common
-from configs.comparisons.common import rows
-from ssl_jax.sweep import Sweep
+from configs.comparisons.common import compare
 
 PUBLISHED = {
   "supervised": {"dice": 14.2},
@@ -20,8 +19,4 @@ PUBLISHED = {
 
 def get_sweep():
   """Returns the sweep."""
-  return Sweep(
-    "configs/cmems_acdc_small.py",
-    rows("acdc", common.small_slices, 1200, PUBLISHED),
-    title="One labelled slice of ACDC at 128²; published: 224²",
-  )
+  return compare("cmems_acdc_small", "acdc", common.small_slices, 1200, PUBLISHED, "One labelled slice of ACDC at 128²; published: 224²")

@@ -1,26 +1,31 @@
-"""Rows of a comparison: methods at equal data, backbone, batch, optimizer and number of steps."""
+"""Comparisons: methods at equal data, batch, optimizer, width and number of steps, each with its own options and decoders."""
 
 import importlib
 import importlib.util
 
 from configs import common
-from ssl_jax.sweep import Variant
+from ssl_jax.sweep import Sweep, Variant
 
 
-def rows(dataset, small, num_steps, published):
-  """Returns a variant for every method in `published`.
+def compare(base, dataset, small, num_steps, published, title):
+  """Returns the sweep.
 
   Args:
-    dataset: ending of the configurations' names, such as "la".
+    base: name of the configuration that all share, such as "supervised_la_small".
+    dataset: ending of the methods' configurations, such as "la".
     small: makes such a configuration small; one that is committed as `<method>_<dataset>_small.py` is taken as it is.
     num_steps: length of every run; phases and options that count steps keep their shares of it.
     published: method -> metric -> the papers' number, {} where none is known.
+    title: of the table.
   """
-  return tuple(Variant(name, _overrides(name, dataset, small, num_steps), numbers) for name, numbers in published.items())
+  network = importlib.import_module(f"configs.{base}").get_config().network
+  variants = tuple(Variant(name, _overrides(name, network, dataset, small, num_steps), numbers) for name, numbers in published.items())
+  return Sweep(f"configs/{base}.py", variants, title=title)
 
 
-def _overrides(name, dataset, small, num_steps):
+def _overrides(name, network, dataset, small, num_steps):
   committed = importlib.util.find_spec(f"configs.{name}_{dataset}_small")
   config = importlib.import_module(f"configs.{name}_{dataset}{'_small' if committed else ''}").get_config()
   config = common.shortened(config if committed else small(config), num_steps)
-  return {"method": config.method.to_dict(), "train.phases": config.train.phases}
+  decoder = {"network.upsample": config.network.upsample} if config.network.upsample != network.upsample else {}
+  return {"method": config.method.to_dict(), "train.phases": config.train.phases, **decoder}

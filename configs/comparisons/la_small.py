@@ -7,8 +7,7 @@ Each as in its own configuration, at the data, backbone, batch of 2 + 2, optimiz
 """
 
 from configs import common
-from configs.comparisons.common import rows
-from ssl_jax.sweep import Sweep
+from configs.comparisons.common import compare
 
 
 def numbers(dice, jaccard, hd95, asd):
@@ -42,8 +41,11 @@ PUBLISHED = {
 
 def get_sweep():
   """Returns the sweep."""
-  return Sweep(
-    "configs/supervised_la_small.py",
-    rows("la", common.left_atrium_small, 4000, PUBLISHED),
-    title="Left Atrium at half resolution, 8 labelled; published: 112×112×80",
+  return compare(
+    "supervised_la_small",
+    "la",
+    common.left_atrium_small,
+    4000,
+    PUBLISHED,
+    "Left Atrium at half resolution, 8 labelled; published: 112×112×80",
   )
