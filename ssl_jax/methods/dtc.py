@@ -31,8 +31,8 @@ class Options:
   """Keys of `config.method`.
 
   Attributes:
-    weights: of the terms; `distance` is β, `consistency` the final λ [P, C].
-    steepness: k [P, C].
+    weights: of the terms; `distance` is β, `consistency` the final λ [C].
+    steepness: k [C].
     ramp: R of λ, in units of `ramp_unit_steps` [C].
     ramp_unit_steps: steps during which λ stays constant [C].
   """

@@ -71,8 +71,8 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     moved, metrics = descend(optimizer, state, loss_fn, of="a")
     if options.weights.get("adversarial"):
-      variables = {"params": moved.students["a"], "batch_stats": moved.stats["a"]}
-      distance = network.apply(variables, image, train=False).distance  # of the network as it is now, in inference mode [C]
+      now = {"params": moved.students["a"], "batch_stats": moved.stats["a"]}
+      distance = network.apply(now, image, train=False).distance  # inference mode [C]
       moved, further = adversary.learn(moved, distance, image, count, key_of("dropout_discriminator"))
       metrics |= further
     return moved, metrics
