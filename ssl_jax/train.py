@@ -1,5 +1,6 @@
 """The training loop. It knows phases, steps and metrics; what a step does is the method's affair."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -48,20 +49,19 @@ def train(experiment: Experiment, workdir: Path) -> TrainState:
   if done >= experiment.num_steps:
     checkpoints.close()
     return state
-  writer = Writer(workdir, done, experiment.num_steps, cfg.method["name"])
-  stop, watchdog = StopNotice(), Watchdog(cfg.train.hang_s)
   first = 0
-  try:
+  with contextlib.ExitStack() as closing:  # each, even where another fails, as on a full disk
+    closing.callback(checkpoints.close)
+    writer = Writer(workdir, done, experiment.num_steps, cfg.method["name"])
+    closing.callback(writer.close)
+    watchdog, stop = Watchdog(cfg.train.hang_s), StopNotice()
+    closing.callback(watchdog.close)
+    closing.callback(stop.restore)
     for phase, length in cfg.train.phases:
       begin, end = max(first, done), first + length
       if begin < end:
         state = _run_phase(experiment, phase, state, begin, end, writer, checkpoints, stop, watchdog)
       first = end
-  finally:
-    stop.restore()
-    watchdog.close()
-    writer.close()
-    checkpoints.close()
   return state
 
 

@@ -2,24 +2,32 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 class Writer:
-  """Writes `metrics.jsonl` and TensorBoard events under `folder`."""
+  """Writes `metrics.jsonl` and TensorBoard events under `folder`.
+
+  Events are written at once: the thread of a `SummaryWriter` ends when the disk is full, and whoever then hands it more waits for ever.
+  """
 
   def __init__(self, folder: Path, first_step: int, num_steps: int, title: str):
     self._on = jax.process_index() == 0
     if self._on:
       self._lines = (folder / "metrics.jsonl").open("a")
-      self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+      (folder / "tensorboard").mkdir(exist_ok=True)
+      self._events = EventsWriter(str(folder / "tensorboard" / "events"))
+      self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))  # hides what came after it
       # a bar on a terminal, a line every 30 s in a log file
       interval = 0.5 if sys.stderr.isatty() else 30.0
       self._bar = tqdm.tqdm(
@@ -27,19 +35,27 @@ class Writer:
       )
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Writes scalars of one step: numbers to TensorBoard, everything to the JSON lines."""
+    """Writes scalars of one step: numbers to TensorBoard, everything to the JSON lines.
+
+    Raises:
+      OSError: ENOSPC, the disk is full.
+    """
     if not self._on:
       return
     self._lines.write(json.dumps({"step": step, **values}) + "\n")
     self._lines.flush()
     for name, value in values.items():
       if isinstance(value, int | float):
-        self._events.add_scalar(name, value, step)
+        self._event(step, summary.scalar(name, value))
+    self._events.flush()
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """Writes a picture, u8[height, width, 3], to TensorBoard."""
     if self._on:
-      self._events.add_image(name, pixels, step, dataformats="HWC")
+      self._event(step, summary.image(name, pixels, dataformats="HWC"))
+
+  def _event(self, step: int, content: Any) -> None:
+    self._events.write_event(Event(step=step, wall_time=time.time(), summary=content))
 
   def progress(self, step: int, loss: float) -> None:
     """Moves the progress bar to `step`."""

@@ -1,0 +1,45 @@
+"""What is written during training: nothing waits or is lost in silence when it cannot be written."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from ssl_jax.core.writer import Writer
+
+
+@pytest.fixture
+def writer(tmp_path):
+  return Writer(tmp_path, 3, 10, "test")
+
+
+def test_a_full_disk_is_an_error_at_once(writer):
+  """Twenty events, which is more than the queue of a SummaryWriter holds."""
+  full = open("/dev/full", "wb")  # noqa: SIM115  closed with the writer
+  writer._events._py_recordio_writer._writer = full
+  with pytest.raises(OSError, match="No space left") as raised:
+    writer.write(4, {f"metric{k}": 1.0 for k in range(20)})
+  assert raised.value.errno == errno.ENOSPC
+
+
+def test_lines_on_a_full_disk_are_an_error(writer):
+  writer._lines = open("/dev/full", "w")  # noqa: SIM115
+  with pytest.raises(OSError, match="No space left"):
+    writer.write(4, {"loss": 1.0})
+
+
+def test_what_was_written_is_there_before_it_is_closed(writer, tmp_path):
+  writer.write(4, {"phase": "train", "loss": 0.5})
+  writer.image(4, "scan", np.zeros((4, 6, 3), np.uint8))
+  writer.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 4, "phase": "train", "loss": 0.5}
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  content, events = file.read_bytes(), []
+  while content:
+    length = int.from_bytes(content[:8], "little")
+    events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+    content = content[16 + length :]
+  assert events[1].step == 3 and events[1].session_log.status == event_pb2.SessionLog.START
+  assert [(e.step, e.summary.value[0].tag) for e in events[2:]] == [(4, "loss"), (4, "scan")]
