@@ -207,7 +207,7 @@ def main(argv: list[str]) -> int:
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
-    return _leave(EXIT_DISK_FULL, f"error: {error.filename or 'folder of the run'}: no space left; free some and run the same command again")
+    return _leave(EXIT_DISK_FULL, f"error: {error.filename or 'the run'}: no space left; free some and run the same command again")
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:
       raise

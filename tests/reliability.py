@@ -24,7 +24,7 @@ STEPS, EVERY = 900, 20
 
 def lines(workdir):
   file = workdir / "metrics.jsonl"
-  return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+  return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []  # the last may be half written
 
 
 def job(folder, workdir, **extra):

@@ -43,3 +43,12 @@ def test_what_was_written_is_there_before_it_is_closed(writer, tmp_path):
     content = content[16 + length :]
   assert events[1].step == 3 and events[1].session_log.status == event_pb2.SessionLog.START
   assert [(e.step, e.summary.value[0].tag) for e in events[2:]] == [(4, "loss"), (4, "scan")]
+
+
+def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
+  file = tmp_path / "metrics.jsonl"
+  file.write_text('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+  writer = Writer(tmp_path, 2, 10, "test")
+  writer.write(3, {"loss": 0.5})
+  writer.close()
+  assert [json.loads(line) for line in file.read_text().splitlines()] == [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}]

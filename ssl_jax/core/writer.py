@@ -1,11 +1,12 @@
 """Training metrics to JSON lines, TensorBoard and a progress bar; silent on all processes but the first."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class Writer:
   def __init__(self, folder: Path, first_step: int, num_steps: int, title: str):
     self._on = jax.process_index() == 0
     if self._on:
-      self._lines = (folder / "metrics.jsonl").open("a")
+      self._lines = _open_lines(folder / "metrics.jsonl")
       (folder / "tensorboard").mkdir(exist_ok=True)
       self._events = EventsWriter(str(folder / "tensorboard" / "events"))
       self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))  # hides what came after it
@@ -69,3 +70,11 @@ class Writer:
       self._bar.close()
       self._events.close()
       self._lines.close()
+
+
+def _open_lines(file: Path) -> TextIO:
+  """Opens a file to append lines; one that was cut short, by a kill or a full disk, goes."""
+  if file.exists():
+    content = file.read_bytes()
+    os.truncate(file, content.rfind(b"\n") + 1)
+  return file.open("a")
