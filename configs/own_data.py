@@ -5,9 +5,9 @@
     python -m ssl_jax.main --config=configs/own_data.py:crln,small --config.data.root=DIR   # half resolution, for two CPU cores
     python -m ssl_jax.main --config=configs/own_data.py:cml,2d --config.data.root=DIR       # slices of thick-sliced volumes, or 2D images
 
-After the colon: a method (crln, caml, cml, cmems, mean_teacher, supervised, or a file of yours in ssl_jax/methods), then `2d`, `small` or
-both. Settings of the method are those of its configuration for the Left Atrium or ACDC. Channels and classes come from dataset.json. Cases
-without a label file are unlabelled. A fifth of the labelled cases, at least one, is held out for evaluation; all others are trained on.
+After the colon: a method (crln, caml, cml, ua_mt, bcp, ...: any file in ssl_jax/methods, yours too), then `2d`, `small` or both. Settings
+of the method are those of its configuration for the Left Atrium or ACDC. Channels and classes come from dataset.json. Cases without a label
+file are unlabelled. A fifth of the labelled cases, at least one, is held out for evaluation; all others are trained on.
 """
 
 import importlib

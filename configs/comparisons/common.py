@@ -4,10 +4,11 @@ import importlib
 import importlib.util
 
 from configs import common
+from ssl_jax.report.published import find
 from ssl_jax.sweep import Sweep, Variant
 
 
-def compare(base, dataset, small, num_steps, published, title):
+def compare(base, dataset, small, num_steps, names, title):
   """Returns the sweep.
 
   Args:
@@ -15,11 +16,12 @@ def compare(base, dataset, small, num_steps, published, title):
     dataset: ending of the methods' configurations, such as "la".
     small: makes such a configuration small; one that is committed as `<method>_<dataset>_small.py` is taken as it is.
     num_steps: length of every run; phases and options that count steps keep their shares of it.
-    published: method -> metric -> the papers' number, {} where none is known.
+    names: of the methods.
     title: of the table.
   """
-  network = importlib.import_module(f"configs.{base}").get_config().network
-  variants = tuple(Variant(name, _overrides(name, network, dataset, small, num_steps), numbers) for name, numbers in published.items())
+  shared = importlib.import_module(f"configs.{base}").get_config()
+  known = {row.method: row.values for row in find(dataset, shared.data.num_labelled)}
+  variants = tuple(Variant(name, _overrides(name, shared.network, dataset, small, num_steps), known.get(name, {})) for name in names)
   return Sweep(f"configs/{base}.py", variants, title=title)
 
 
