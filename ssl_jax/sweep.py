@@ -92,7 +92,7 @@ def plan(sweep: Sweep, workdir: Path, seeds: Sequence[int] = (), overrides: Sequ
   """
   base = _base(sweep, overrides)
   for key in (override.removeprefix("--config.").split("=")[0] for override in overrides):
-    if key == "seed" or all(_sets(variant, key) for variant in sweep.variants):
+    if key == "seed" or all(any(f"{key}.".startswith(f"{own}.") for own in variant.overrides) for variant in sweep.variants):
       raise InputError(f"--config.{key}: " + ("use --seeds=1,2,3" if key == "seed" else "every variant of this sweep sets it"))
   if base["compare"]:
     raise InputError("config.compare: a sweep varies one method; use a configuration without it")
@@ -192,11 +192,6 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
       raise InputError(f"{where}.{part}: no such key" + (f"; {nearest(part, group)}" if isinstance(group, dict) else ""))
     parent, group, where = group, group[part], f"{where}.{part}"
   parent[part] = value
-
-
-def _sets(variant: Variant, key: str) -> bool:
-  """Returns whether a variant decides the dotted `key`, by itself or with its whole group."""
-  return any(key == own or key.startswith(f"{own}.") for own in variant.overrides)
 
 
 def _that_matters(cfg: Config) -> str:

@@ -1,6 +1,7 @@
 """Eight CPU devices, so that sharding is tested wherever the suite runs; cheap compilation, shared by tests and commands."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -19,6 +20,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag 
   # Without fusion emitters it compiles in two thirds of the time. The scheduler would start independent collectives of a short step in any
   # order, and pretended devices of one process wait for ever when two disagree.
   os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_enable_concurrency_optimized_scheduler=false")
+# Traces are large and live long: at Python's thresholds a seventh of the time of tests goes into looking through them for garbage.
+gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

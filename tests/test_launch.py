@@ -439,7 +439,7 @@ def test_the_rest_may_end_by_itself_within_the_grace_period(capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_go_to_every_process(number, tmp_path):
-  program = CHILD + "signal.signal(signal.SIGINT, stop); print('ready', flush=True); time.sleep(60)"
+  program = CHILD + "signal.signal(signal.SIGINT, stop); print('ready', flush=True)\nwhile True: time.sleep(0.05)"
   call = "import sys; from launch import local_multiprocess as m; sys.exit(m.launch([], 2, 1, command=sys.argv[1:]))"
   command = [sys.executable, "-S", "-c", program]
   process = subprocess.Popen([sys.executable, "-S", "-c", call, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -41,6 +41,7 @@ def conv3(x: Array, w: Array) -> Array:
   return _forward(x, w)
 
 
+@jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
   if x.ndim == 4 or _elements(x.shape[:-1]) * max(x.shape[-1], w.shape[-1]) < _SMALL:
     return _xla(x, w)
@@ -53,6 +54,7 @@ def _elements(shape: Sequence[int]) -> int:
   return math.prod(side for side in shape if isinstance(side, int))
 
 
+@jax.jit
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
   x, w = saved
   back = jnp.swapaxes(jnp.flip(w, range(w.ndim - 2)), -1, -2)

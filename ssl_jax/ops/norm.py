@@ -51,6 +51,7 @@ def rectify(y: Array, leak: float) -> Array:
   return jnp.maximum(y, leak * y) if leak else jax.nn.relu(y)
 
 
+@partial(jax.jit, static_argnums=(3, 4, 5))
 def _forward(x, scale, bias, relu, views, leak):
   wide = _split(x, views)
   count = wide[0].size // x.shape[-1]
@@ -62,6 +63,7 @@ def _forward(x, scale, bias, relu, views, leak):
   return (y, mean, var), (x, mean, var, scale, bias)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(relu, views, leak, saved, cotangents):
   x, mean, var, scale, bias = saved
   wide, grad = _split(x, views), _split(cotangents[0], views)

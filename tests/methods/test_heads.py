@@ -343,6 +343,6 @@ def test_scales_are_perturbed_in_training_only():
     expected = (x @ np.asarray(layer["kernel"]) + layer["bias"]).repeat(2 ** (4 - level), 1).repeat(2 ** (4 - level), 2)
     np.testing.assert_allclose(found, expected, atol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, plain, run(1, False))
-  for unperturbed, *others in zip(plain, *(run(key, True) for key in range(3)), strict=True):
+  for unperturbed, *others in zip(plain, *(run(key, True) for key in range(9)), strict=True):
     assert all(np.abs(unperturbed - x).max() > 1e-4 for x in others)
     assert any(np.abs(others[0] - x).max() > 1e-4 for x in others[1:])
