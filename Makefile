@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Without bytecode: half a minute less, and Python compiles what it imports.
 INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 CONFIG ?= configs/quickstart.py
 
 # A name on the PATH can be a shim that fails when run, so each is tried.
@@ -15,13 +16,16 @@ ifeq ($(shell uname -s),Linux)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
 endif
 
-.PHONY: quickstart test lint bench docs clean
+.PHONY: quickstart test test-all lint bench docs clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

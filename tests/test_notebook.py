@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "ablations_colab.ipynb"
@@ -19,6 +21,8 @@ for number, cell in enumerate(cells):
   if cell["cell_type"] == "code":
     exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
 import matplotlib.pyplot as plt
+
+import pytest
 found = {
     label: {
         "terms": sorted(result["metrics"]),
@@ -33,6 +37,7 @@ print(json.dumps({"results": found, "figures": len(plt.get_fignums())}))
 """
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_leaves_its_results(tmp_path):
   env = {**os.environ, "SSL_JAX_NOTEBOOK_STEPS": "2", "JAX_NUM_CPU_DEVICES": "1"}
   command = [sys.executable, "-W", "ignore", "-c", RUNNER, str(NOTEBOOK)]

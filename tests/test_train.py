@@ -75,6 +75,7 @@ def test_resume_is_bit_identical(tmp_path, method, request):
   assert equal(whole, resumed) and int(resumed.step) == 6
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight():
   """Over several steps of a whole network; one step of every method: `methods/test_parallel.py`."""
   cfg = with_train(tiny_config("mean_teacher"), batch_labelled=8, batch_unlabelled=8)

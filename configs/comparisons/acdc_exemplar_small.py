@@ -2,7 +2,7 @@
 
     python -m ssl_jax.sweep --sweep=configs/comparisons/acdc_exemplar_small.py --config.data.root=DIR
 
-Published numbers: 224², 20 test patients. Results: docs/results/comparison.md.
+Published numbers: 224², 20 test patients.
 """
 
 from configs import common

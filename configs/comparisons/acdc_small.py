@@ -3,7 +3,7 @@
     python -m ssl_jax.sweep --sweep=configs/comparisons/acdc_small.py --config.data.root=DIR
 
 Each with its own options, at the data, batch, optimizer, width and length of `supervised_acdc_small.py`. Published numbers: 256², the
-official test patients. Results: docs/results/comparison.md.
+official test patients.
 """
 
 from configs import common

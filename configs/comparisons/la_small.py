@@ -3,7 +3,7 @@
     python -m ssl_jax.sweep --sweep=configs/comparisons/la_small.py --config.data.root=DIR
 
 Each with its own options, at the data, batch of 2 + 2, optimizer, width and length of `supervised_la_small.py`. Published numbers:
-112×112×80, the official test scans. Results: docs/results/comparison.md.
+112×112×80, the official test scans.
 """
 
 from configs import common

@@ -333,7 +333,8 @@ def test_perturbations_of_the_scales():
 
 
 def test_scales_are_perturbed_in_training_only():
-  levels = [np.abs(normal(1, 8 * 2**k, 8 * 2**k, 4)) for k in range(3)]
+  rng = np.random.default_rng(0)  # many voxels near the strongest, so that another share of it drops others
+  levels = [rng.uniform(0.5, 1.0, (1, 8 * 2**k, 8 * 2**k, 4)).astype(np.float32) for k in range(3)]
   heads = ScaleHeads(2, mode="nearest")
   variables = heads.init(jax.random.key(0), levels, False)
   run = jax.jit(lambda key, perturbed: heads.apply(variables, levels, perturbed, rngs={"dropout": jax.random.key(key)}), static_argnums=1)
@@ -343,6 +344,6 @@ def test_scales_are_perturbed_in_training_only():
     expected = (x @ np.asarray(layer["kernel"]) + layer["bias"]).repeat(2 ** (4 - level), 1).repeat(2 ** (4 - level), 2)
     np.testing.assert_allclose(found, expected, atol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, plain, run(1, False))
-  for unperturbed, *others in zip(plain, *(run(key, True) for key in range(9)), strict=True):
+  for unperturbed, *others in zip(plain, *(run(key, True) for key in range(3)), strict=True):
     assert all(np.abs(unperturbed - x).max() > 1e-4 for x in others)
     assert any(np.abs(others[0] - x).max() > 1e-4 for x in others[1:])

@@ -11,8 +11,10 @@ from ssl_jax.core import sharding
 from ssl_jax.types import Task
 from tests.methods.common import SMALL_OPTIONS, normal, slice_networks, small_networks
 
+QUICK = ("crln", "caml")  # the two that draw from the whole batch; the others share what they are made of
 
-@pytest.mark.parametrize("name", methods.names())
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in methods.names()])
 def test_eight_devices_take_the_same_step_as_one(name):
   module = methods.load(name)
   on_slices = common.learns_from_synthetic(name)
