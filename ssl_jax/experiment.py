@@ -19,7 +19,7 @@ from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
-from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json, write_whole
+from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json, shown, write_whole
 
 _FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "shard_state", "hang_s")
@@ -186,7 +186,7 @@ def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
       raise _refused(error) from error
     for name, _ in cfg.train.phases:
       if name not in method.steps:
-        raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {name!r}; it has {', '.join(method.steps)}")
+        raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {shown(name)}; it has {', '.join(method.steps)}")
     experiment = Experiment(cfg, source, split, method)
     if experiment.select == "best" and not 0 < cfg.train.eval_every_steps <= steps:
       raise InputError(
