@@ -164,8 +164,14 @@ def _parse_flags(argv: list[str]) -> None:
 
 
 def use_compile_cache() -> None:
-  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick."""
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick.
+
+  Not those of several CPU devices: one loaded from the cache starts its collectives in any order (jaxlib 0.10), and the devices end up
+  waiting for each other.
+  """
+  if jax.default_backend() == "cpu" and jax.device_count() > 1:
+    jax.config.update("jax_enable_compilation_cache", False)
+  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ssl_jax/compiled").expanduser()))
 
 
@@ -192,8 +198,8 @@ def main(argv: list[str]) -> int:
     _parse_flags(with_recorded_config(argv))
     if _DISTRIBUTED.value:
       distributed.join()
-    use_compile_cache()
     cfg = _load_config()
+    use_compile_cache()
     name = _name(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}")
     if _MODE.value in ("predict", "export"):

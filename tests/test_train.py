@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from ssl_jax import experiment as experiment_module
+from ssl_jax import main
 from ssl_jax import train as train_module
 from ssl_jax.config import to_json
 from ssl_jax.evaluate import evaluate, write_results
@@ -221,6 +222,15 @@ def test_compiling_leaves_the_program_in_the_cache_and_trains_nothing(tmp_path):
   )
   assert result.returncode == 0, result.stderr
   assert list(cache.glob("jit_step-*")) and not workdir.exists()
+
+
+def test_programs_of_several_cpu_devices_are_not_kept():
+  kept = jax.config.jax_enable_compilation_cache
+  try:
+    main.use_compile_cache()
+    assert jax.device_count() > 1 and not jax.config.jax_enable_compilation_cache
+  finally:
+    jax.config.update("jax_enable_compilation_cache", kept)
 
 
 def test_command_line_errors_are_one_line(tmp_path):

@@ -159,7 +159,7 @@ def first_step(name, **options):
 
   @jax.jit
   def both():
-    state = method.init(jax.random.key(0), batch)
+    state = jax.jit(method.init)(jax.random.key(0), batch)
     return state, *method.steps["train"](state, batch, jax.random.key(1))
 
   return *both(), batch, networks

@@ -71,7 +71,7 @@ def only(name, **kept):
 
 def started(method):
   """A state whose networks predict every class somewhere: by intensity, with some of their random parameters."""
-  state = method.init(jax.random.key(1), BATCH)
+  state = jax.jit(method.init)(jax.random.key(1), BATCH)
   students = dict(state.students)
   for name in {"a", "b"} & set(students):
     drawn = students[name]
@@ -530,7 +530,7 @@ def test_a_hundred_steps_on_phantoms(name, weights, terms):
     label = np.where(label, 2, image > np.quantile(image, 0.7))  # a third class: what else is bright
     batch[stream] = {**BATCH[stream], "image": image[..., None].astype(np.float32), "label": label.astype(np.int32)}
   method = make(name, **({"weights": weights} if weights else {}))
-  state, found = method.init(jax.random.key(2), batch), []
+  state, found = jax.jit(method.init)(jax.random.key(2), batch), []
   for i in range(100):
     phase = ("pretrain" if i < 50 else "selftrain") if name == "els_net" else "train"
     state, metrics = method.steps[phase](state, batch, KEY)

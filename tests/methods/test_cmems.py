@@ -38,7 +38,7 @@ def make(**changes):
 
 @pytest.fixture(scope="module")
 def start():
-  return make()[1].init(jax.random.key(0), BATCH)
+  return jax.jit(make()[1].init)(jax.random.key(0), BATCH)
 
 
 def metrics_of(start, batch=BATCH, **changes):
@@ -129,7 +129,7 @@ def test_eq_10_prediction_is_the_mean_of_both(start):
   _, method = make()
   image = BATCH["unlabelled"]["image"]
   each = [method.predict_also[f"network_{name}"](start, image) for name in "ab"]
-  np.testing.assert_allclose(method.predict(start, image), (each[0] + each[1]) / 2, atol=1e-6)
+  np.testing.assert_allclose(jax.jit(method.predict)(start, image), (each[0] + each[1]) / 2, atol=1e-6)
   assert not np.allclose(each[0], each[1])  # initialised independently
 
 

@@ -208,7 +208,7 @@ def test_prediction_averages_both_networks(options, logits):
   image = 4 * batch["labelled"]["image"]
   a, b = (np.asarray(method.predict_also[f"network_{n}"](state, image)) for n in "ab")
   expected = np.sqrt(a * b) / np.sqrt(a * b).sum(-1, keepdims=True) if logits else (a + b) / 2
-  np.testing.assert_allclose(method.predict(state, image), expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(jax.jit(method.predict)(state, image), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch_size", "options", "message"), [(3, {}, "must be even; got 3"), (4, {"cutmix_size": 1.0}, "between 0 and")])

@@ -38,7 +38,7 @@ def test_eq_2_unlabelled_loss(soft):
 def dim_setup(**options):
   module = DIM(**options)
   prototypes, f2, f3 = normal(C, R, F), normal(2, 4, 4, 2, F), normal(2, 8, 8, 4, F3)
-  params = module.init(jax.random.key(1), prototypes, f2, f3)["params"]
+  params = jax.jit(module.init)(jax.random.key(1), prototypes, f2, f3)["params"]
   return module, params, prototypes, f2, f3
 
 
@@ -202,7 +202,7 @@ def test_cps_gradient_flows_through_anchors_alone():
 
 def test_cps_head_projects_gathered_rows_as_it_would_all():
   head, f4 = CPSHead(4, F), normal(1, 4, 4, 2, 4)
-  variables = head.init(jax.random.key(0), f4)
+  variables = jax.jit(head.init)(jax.random.key(0), f4)
   everywhere = head.apply(variables, f4).reshape(-1, F)
   context = head.apply(variables, f4, method="context").reshape(-1, 4)
   np.testing.assert_allclose(head.apply(variables, context[3:5], method="project"), everywhere[3:5], atol=1e-5)
@@ -231,7 +231,7 @@ def tiny(**changes):
     "labelled": {"image": image(1), "label": label, "index": jnp.arange(2)},
     "unlabelled": {"image": image(2), "index": jnp.arange(2)},
   }
-  return method, method.init(jax.random.key(0), batch), batch
+  return method, jax.jit(method.init)(jax.random.key(0), batch), batch
 
 
 def test_eq_16_mu_takes_its_own_step():

@@ -151,7 +151,7 @@ def test_losses_of_heads(name):
   total = weights[0] * expected[0] + weights[1] * np.exp(-5) * expected[1]  # the ramp begins at exp(−5)
   np.testing.assert_allclose(metrics["loss"], total, rtol=1e-3)
   prob = [softmax(np.asarray(h)) for h in evaluated(state, batch, small_networks(3).backbone(**extra))]
-  np.testing.assert_allclose(method.predict(state, batch["labelled"]["image"]), prob[0], atol=1e-5)
+  np.testing.assert_allclose(jax.jit(method.predict)(state, batch["labelled"]["image"]), prob[0], atol=1e-5)
   np.testing.assert_allclose(method.predict_also["mean"](state, batch["labelled"]["image"]), np.mean(prob, axis=0), atol=1e-5)
   assert build(name, evaluated="mean").predict_also.keys() == {"first"}
 
@@ -187,7 +187,7 @@ def test_losses_of_mcf():
   np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
   image = batch["labelled"]["image"]
   each = [method.predict_also[f"network_{name}"](state, image) for name in "ab"]
-  np.testing.assert_allclose(method.predict(state, image), np.mean(each, axis=0), atol=1e-6)
+  np.testing.assert_allclose(jax.jit(method.predict)(state, image), np.mean(each, axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("winner", ["a", "b"])
@@ -336,7 +336,7 @@ def test_scales_are_perturbed_in_training_only():
   rng = np.random.default_rng(0)  # many voxels near the strongest, so that another share of it drops others
   levels = [rng.uniform(0.5, 1.0, (1, 8 * 2**k, 8 * 2**k, 4)).astype(np.float32) for k in range(3)]
   heads = ScaleHeads(2, mode="nearest")
-  variables = heads.init(jax.random.key(0), levels, False)
+  variables = jax.jit(heads.init, static_argnums=2)(jax.random.key(0), levels, False)
   run = jax.jit(lambda key, perturbed: heads.apply(variables, levels, perturbed, rngs={"dropout": jax.random.key(key)}), static_argnums=1)
   plain = run(0, False)
   for level, (x, found) in enumerate(zip(levels, plain, strict=True), start=1):
