@@ -10,7 +10,7 @@ import optax
 
 from ssl_jax.core import rng
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
+from ssl_jax.core.step import both_halves, descend, forward, infer, init_state, student, weighted_terms
 from ssl_jax.ops.consistency import mutual_consistency
 from ssl_jax.ops.segmentation import dice_batch
 from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
@@ -92,7 +92,7 @@ def build(
     return descend(optimizer, state, loss_fn)
 
   def mean(state: TrainState, image: Array) -> Array:
-    heads = network.apply({"params": state.students["a"], "batch_stats": state.stats["a"]}, image, train=False).heads
+    heads = infer(network, state.students["a"], state.stats["a"], image).heads
     return jnp.mean(jax.nn.softmax(jnp.stack(heads)), axis=0)
 
   predictors = {"first": student(network), "mean": mean}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import descend, forward, init_state, weighted_terms
+from ssl_jax.core.step import descend, forward, infer, init_state, weighted_terms
 from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.consistency import feature_discrepancy
 from ssl_jax.ops.cutmix import box_anywhere, paste
@@ -128,8 +128,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     return state, metrics
 
   def logits_of(name: str, state: TrainState, image: Array) -> Array:
-    variables = {"params": state.students[owner[name]], "batch_stats": state.stats[owner[name]]}
-    return pair[name].apply(variables, image, train=False).logits
+    return infer(pair[name], state.students[owner[name]], state.stats[owner[name]], image).logits
 
   def predict(state: TrainState, image: Array) -> Array:
     logits = jnp.stack([logits_of(name, state, image) for name in pair])

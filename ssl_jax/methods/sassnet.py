@@ -21,7 +21,7 @@ import optax
 from ssl_jax.core import rng
 from ssl_jax.core.adversary import Adversary
 from ssl_jax.core.schedules import ramp
-from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
+from ssl_jax.core.step import both_halves, descend, forward, infer, init_state, student, weighted_terms
 from ssl_jax.ops.distance import signed_distance
 from ssl_jax.ops.segmentation import dice_batch
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
@@ -71,8 +71,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     moved, metrics = descend(optimizer, state, loss_fn, of="a")
     if options.weights.get("adversarial"):
-      now = {"params": moved.students["a"], "batch_stats": moved.stats["a"]}
-      distance = network.apply(now, image, train=False).distance  # inference mode [C]
+      distance = infer(network, moved.students["a"], moved.stats["a"], image).distance  # [C]
       moved, further = adversary.learn(moved, distance, image, count, key_of("dropout_discriminator"))
       metrics |= further
     return moved, metrics

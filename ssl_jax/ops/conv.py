@@ -6,6 +6,7 @@ shifted copies per tap. Stride-2 pairs are a rearrangement and one matrix produc
 the CPU too: they gain nothing and compile faster.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ def _xla_kernel_grad(x: Array, grad: Array) -> Array:
 
 
 def _combine(row: Sequence[float] | np.ndarray, arrays: Sequence[Array]) -> Array:
-  return sum((float(a) * x for a, x in zip(row, arrays, strict=True) if a), start=jnp.zeros((), arrays[0].dtype))
+  return functools.reduce(lax.add, [x if a == 1 else float(a) * x for a, x in zip(row, arrays, strict=True) if a])
 
 
 def _depth_taps(x: Array) -> tuple[list[Array], int]:
