@@ -9,16 +9,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import common
 from ssl_jax import config, data, methods
-from ssl_jax.core import optim
+from ssl_jax.core import optim, sharding
 from ssl_jax.experiment import open_experiment, with_synthetic
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, Task
-from tests.helpers import ROOT, own_config, tiny_config
-from tests.methods.common import slice_networks, small_networks
+from tests.helpers import ROOT, own_config, tiny_config, with_train
+from tests.methods.common import SMALL_OPTIONS, slice_networks, small_networks
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
 SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
@@ -29,10 +30,10 @@ def stand_ins(cfg, num_classes=2):
   return small_networks(num_classes) if len(cfg.data.patch) == 3 else slice_networks(num_classes)
 
 
-def build(cfg, networks=None, num_labelled=2):
+def build(cfg, networks=None, num_labelled=2, optimizer=None):
   module = methods.load(cfg.method["name"])
   options = config.parse(module.Options, {k: v for k, v in cfg.method.items() if k != "name"})
-  return module.build(options, networks or Networks(cfg.network, 2), optim.build(cfg.optim, 10), Task(num_labelled, 10))
+  return module.build(options, networks or Networks(cfg.network, 2), optimizer or optim.build(cfg.optim, 10), Task(num_labelled, 10))
 
 
 def spec(cfg, channels=1):
@@ -66,24 +67,32 @@ def test_config_builds_and_its_steps_keep_the_state(name):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_two_steps_on_an_own_folder_are_finite_deterministic_and_learn(name, own_folder, tmp_path):
-  """Two channels, three classes, cases without a label."""
+def test_two_steps_on_an_own_folder_are_finite_deterministic_learn_and_need_no_certain_number_of_devices(name, own_folder, tmp_path):
+  """Two channels, three classes, cases without a label. Eight devices: statistics, banks and components see the whole batch."""
   cfg = own_config(name, own_folder)
+  streams = [stream for stream in ("labelled", "unlabelled", "synthetic") if getattr(cfg.train, f"batch_{stream}")]
+  sizes = {f"batch_{stream}": 8 for stream in streams}
+  cfg = dataclasses.replace(with_train(cfg, **sizes), method={**cfg.method, **SMALL_OPTIONS.get(name, {})})
   experiment = with_synthetic(open_experiment(cfg), tmp_path, lambda *_: None)
-  sizes = {f"batch_{stream}": getattr(cfg.train, f"batch_{stream}") for stream in ("labelled", "unlabelled", "synthetic")}
   where = {"seed": 0, "start_step": 0, "num_steps": 2, "num_threads": 0, "synthetic": experiment.synthetic}
   batch, following = data.batches(cfg.data, experiment.source, experiment.split, **sizes, **where)
-  method = build(cfg, stand_ins(cfg, experiment.source.num_classes), len(experiment.split.labelled))
+  networks, key = stand_ins(cfg, experiment.source.num_classes), jax.random.key(1)
+  method = build(cfg, networks, len(experiment.split.labelled), optax.sgd(0.1))
   state = jax.jit(method.init)(jax.random.key(0), batch)
-  for step in method.steps.values():
-    step = jax.jit(step)
-    new, metrics = step(state, batch, jax.random.key(1))
-    again, _ = step(state, batch, jax.random.key(1))
+  for step in map(jax.jit, method.steps.values()):
+    new, metrics = step(state, batch, key)
+    again, _ = step(state, batch, key)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), new, again)))
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new.students, state.students)))
-    second, metrics_of_second = step(new, following, jax.random.key(1))
+    second, metrics_of_second = step(new, following, key)
     assert all(np.isfinite(v) for v in (*metrics.values(), *metrics_of_second.values()))
     assert (int(new.step), int(second.step)) == (1, 2)
+  mesh = sharding.data_mesh(8, 8)
+  everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
+  new_8, metrics_8 = step(jax.device_put(state, everywhere), jax.device_put(batch, split), jax.device_put(key, everywhere))
+  assert mesh.size == 8 and len(new_8.step.sharding.device_set) == 8
+  np.testing.assert_allclose(metrics["loss"], metrics_8["loss"], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), new, jax.device_get(new_8))
   probabilities = jax.jit(method.predict)(second, batch["labelled"]["image"])
   assert probabilities.shape[-1] == 3
   np.testing.assert_allclose(np.sum(probabilities, -1), 1.0, atol=1e-5)

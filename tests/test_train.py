@@ -78,7 +78,7 @@ def test_resume_is_bit_identical(tmp_path, method, request):
 
 @pytest.mark.slow
 def test_one_device_equals_eight():
-  """Over several steps of a whole network; one step of every method: `methods/test_parallel.py`."""
+  """Over several steps of a whole network; one step of every method: `test_contract.py`."""
   cfg = with_train(tiny_config("mean_teacher"), batch_labelled=8, batch_unlabelled=8)
   from ssl_jax import data
   from ssl_jax.core import sharding
