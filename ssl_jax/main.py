@@ -38,7 +38,7 @@ from ml_collections import config_flags
 from ssl_jax import config
 from ssl_jax.core import distributed
 from ssl_jax.evaluate import evaluate, write_results
-from ssl_jax.experiment import Experiment, open_experiment, refuse_another, restore, with_synthetic
+from ssl_jax.experiment import Experiment, open_experiment, record, refuse_another, restore, with_synthetic
 from ssl_jax.export.write import write_model
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
@@ -82,7 +82,10 @@ def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
   for folder, experiment in experiments.items():
     state = None
     if mode == "train":  # all runs of a folder share their synthetic images
-      state = train(with_synthetic(experiment, folder.parent / "synthetic", contact_sheet), folder)
+      ready = with_synthetic(experiment, folder.parent / "synthetic", contact_sheet)
+      record(ready, folder)
+      compile_apart(ready.cfg, folder)
+      state = train(ready, folder)
     if state is None or experiment.select != "last":
       state = restore(experiment, folder)
     found = evaluate(experiment, state)
@@ -181,14 +184,18 @@ def _name(config_file: str) -> str:
   return "_".join([Path(file).stem, *re.findall(r"\w+", choice)])
 
 
-def compile_apart(argv: list[str], cfg: Config) -> None:
+def compile_apart(cfg: Config, folder: Path) -> None:
   """On CPU, compiles a long run's programs in a child process, from whose cache this one loads them.
 
   LLVM leaves malloc's heap in tatters: a process that has compiled takes up to half longer for every step than one that has not.
+
+  Args:
+    cfg: of one run.
+    folder: where its configuration is recorded. A run that is resumed finds its programs in the cache.
   """
-  alone = not (cfg.compare or _DISTRIBUTED.value)
-  if jax.default_backend() == "cpu" and alone and sum(steps for _, steps in cfg.train.phases) >= WORTH_COMPILING_APART:
-    command = [sys.executable, "-m", "ssl_jax.main", *argv[1:], "--mode=compile"]
+  long = sum(steps for _, steps in cfg.train.phases) >= WORTH_COMPILING_APART
+  if long and jax.default_backend() == "cpu" and jax.device_count() == 1 and not (folder / "checkpoints").exists():
+    command = [sys.executable, "-m", "ssl_jax.main", f"--workdir={folder}", "--mode=compile"]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # this process says what is wrong
 
 
@@ -205,8 +212,6 @@ def main(argv: list[str]) -> int:
     if _MODE.value in ("predict", "export"):
       use(cfg, workdir)
       return 0
-    if _MODE.value == "train" and not (workdir / "checkpoints").exists():  # a run that is resumed finds its programs in the cache
-      compile_apart(argv, cfg)
     run(cfg, workdir, _MODE.value)
   except (InputError, TrainingDiverged) as error:
     return _leave(2, f"error: {error}")

@@ -1,4 +1,4 @@
-"""All methods on the Left Atrium at half resolution, 8 labelled scans, 4,000 steps, evaluated on the 16 held-out scans.
+"""All methods on the Left Atrium at half resolution, 8 labelled scans, 1,500 steps, evaluated on the 16 held-out scans.
 
     python -m ssl_jax.sweep --sweep=configs/comparisons/la_small.py --config.data.root=DIR
 
@@ -36,4 +36,4 @@ TITLE = "Left Atrium at half resolution, 8 labelled; published: 112×112×80"
 
 def get_sweep():
   """Returns the sweep."""
-  return compare("supervised_la_small", "la", common.left_atrium_small, 4000, METHODS, TITLE)
+  return compare("supervised_la_small", "la", common.left_atrium_small, 1500, METHODS, TITLE)
