@@ -16,16 +16,13 @@ ifeq ($(shell uname -s),Linux)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
 endif
 
-.PHONY: quickstart test test-quick lint bench docs clean
+.PHONY: quickstart test lint bench docs clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
 
 test: lint
 	$(PYTEST)
-
-test-quick: lint
-	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

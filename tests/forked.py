@@ -5,6 +5,7 @@ other, whose jobs run side by side. Prints a JSON list of `[exit status, stderr]
 `stop_after`: as if SIGTERM came in that step.
 """
 
+import gc
 import json
 import os
 import sys
@@ -58,4 +59,5 @@ def finish(pid, error):
 
 if __name__ == "__main__":
   warnings.filterwarnings("ignore", message=".*fork")
+  gc.set_threshold(100_000, 50, 100)  # as in conftest.py
   print(json.dumps([finish(*started) for group in json.load(sys.stdin) for started in [fork(job) for job in group]]))

@@ -46,7 +46,6 @@ def same(found, expected):
   np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crln", "caml"])
 def test_processes_and_devices_change_no_loss(method, tmp_path):
   """1 × 1 = 1 × 4 = 2 × 2, and for CRLN one run that goes 1 -> 4 -> 2 devices -> 2 processes with a divided state."""
@@ -61,7 +60,6 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
     same(losses(tmp_path / name), losses(tmp_path / "one"))
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_evaluation(tmp_path):
   """Three scans; a table of every one, in order, as one process makes it."""
   file = config("supervised", tmp_path, 2)
@@ -74,7 +72,6 @@ def test_two_processes_share_the_evaluation(tmp_path):
   assert (tmp_path / "two" / "results.md").is_file()
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path):
   workdir = tmp_path / "run"
   running = Forked(run(config("mean_teacher", tmp_path, 4000), workdir, 2))

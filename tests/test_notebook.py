@@ -37,7 +37,6 @@ print(json.dumps({"results": found, "figures": len(plt.get_fignums())}))
 """
 
 
-@pytest.mark.slow
 def test_every_cell_runs_and_leaves_its_results(tmp_path):
   env = {**os.environ, "SSL_JAX_NOTEBOOK_STEPS": "2", "JAX_NUM_CPU_DEVICES": "1"}
   command = [sys.executable, "-W", "ignore", "-c", RUNNER, str(NOTEBOOK)]

@@ -80,7 +80,6 @@ def test_published_numbers_belong_to_the_method_as_its_configuration_has_it(file
     assert bool(run.variant.published) == (run.cfg == whole.cfg), run.variant.name
 
 
-@pytest.mark.slow
 def test_a_sweep_is_interrupted_resumed_and_tabulated(tmp_path, capsys):
   """Both variants have the same settings, so that the second shows what the first would be without interruption."""
   file = sweep_file(tmp_path, '(Variant("first", {"network.dropout": 0.5}, {"dice": 50.0}), Variant("second"))')

@@ -76,7 +76,6 @@ def test_resume_is_bit_identical(tmp_path, method, request):
   assert equal(whole, resumed) and int(resumed.step) == 6
 
 
-@pytest.mark.slow
 def test_one_device_equals_eight():
   """Over several steps of a whole network; one step of every method: `test_contract.py`."""
   cfg = with_train(tiny_config("mean_teacher"), batch_labelled=8, batch_unlabelled=8)
@@ -188,7 +187,6 @@ def small_arguments(tmp_path, **train):
   return [write_config(cfg, tmp_path / "small.py"), f"--workdir={tmp_path / 'run'}"]
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_sigkill_loses_only_steps_since_the_checkpoint(tmp_path):
   steps = 240
   arguments = small_arguments(tmp_path, phases=(("train", steps),), checkpoint_every_steps=20, batch_labelled=3)
