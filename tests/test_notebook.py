@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.helpers import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "ablations_colab.ipynb"
