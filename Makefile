@@ -5,7 +5,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Without bytecode: half a minute less, and Python compiles what it imports.
 INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
-PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 CONFIG ?= configs/quickstart.py
 
 # A name on the PATH can be a shim that fails when run, so each is tried.
@@ -22,7 +21,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/python -m ssl_jax.main --config=$(CONFIG)
 
 test: lint
-	$(PYTEST)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

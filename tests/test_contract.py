@@ -19,7 +19,7 @@ from ssl_jax.experiment import open_experiment, with_synthetic
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, Task
 from tests.helpers import ROOT, own_config, tiny_config, with_train
-from tests.methods.common import SMALL_OPTIONS, slice_networks, small_networks
+from tests.methods.common import slice_networks, small_networks
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
 SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
@@ -72,7 +72,7 @@ def test_two_steps_on_an_own_folder_are_finite_deterministic_learn_and_need_no_c
   cfg = own_config(name, own_folder)
   streams = [stream for stream in ("labelled", "unlabelled", "synthetic") if getattr(cfg.train, f"batch_{stream}")]
   sizes = {f"batch_{stream}": 8 for stream in streams}
-  cfg = dataclasses.replace(with_train(cfg, **sizes), method={**cfg.method, **SMALL_OPTIONS.get(name, {})})
+  cfg = with_train(cfg, **sizes)
   experiment = with_synthetic(open_experiment(cfg), tmp_path, lambda *_: None)
   where = {"seed": 0, "start_step": 0, "num_steps": 2, "num_threads": 0, "synthetic": experiment.synthetic}
   batch, following = data.batches(cfg.data, experiment.source, experiment.split, **sizes, **where)
