@@ -1,12 +1,14 @@
 """Convolutions, BatchNorm and interpolation: every formulation against XLA's plain one, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from ssl_jax.ops import conv, norm, resize
+from ssl_jax.ops import conv, norm, resize, upconv
 
 SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -103,6 +105,25 @@ def test_vmap(function, always_fast):
   x, w = normal(0, 2, 1, 4, 6, 8, 3), normal(1, size, size, size, 3, 5)
   one, together = jax.jit(function), jax.jit(jax.vmap(function, (0, None)))
   np.testing.assert_allclose(together(x, w), jnp.stack([one(a, w) for a in x]), atol=1e-4)
+
+
+UNALIGNED = functools.partial(resize.upsample_linear, corners_aligned=False)
+
+
+@pytest.mark.parametrize("interpolate", [resize.upsample_linear, UNALIGNED, resize.upsample_nearest])
+@pytest.mark.parametrize("case", ["odd", "a quarter of a Winograd group", "one row", "one channel", "2D"])
+def test_upsample_conv3(case, interpolate, always_fast):
+  (batch, *spatial), channels, out = CASES[case]
+  x, w = normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out)
+  assert_same(functools.partial(upconv.upsample_conv3, interpolate=interpolate), lambda x, w: plain_conv3(interpolate(x), w), x, w)
+
+
+def test_upsample_conv3_mixes_channels_before_it_interpolates(always_fast):
+  x, w = normal(0, 2, 4, 6, 8, 8), normal(1, 3, 3, 3, 8, 4)
+  program = jax.jit(lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear))
+  in_turn = jax.jit(lambda x, w: plain_conv3(resize.upsample_linear(x), w))
+  flops = [f.lower(x, w).compile().cost_analysis()["flops"] for f in (program, in_turn)]
+  assert flops[0] < 0.5 * flops[1]
 
 
 def plain_batch_norm(x, scale, bias, relu, leak=0.0):

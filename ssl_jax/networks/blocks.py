@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.ops import conv, norm, resize
+from ssl_jax.ops import conv, norm, resize, upconv
 from ssl_jax.types import Array
 
 
@@ -69,21 +69,31 @@ def norm_views(x: Array, views: int, bn_group: int, network: str) -> int:
 
 
 class Conv(nn.Module):
-  """Convolution with bias, stride 1, kernel 3 or 1 along every axis; parameters f32, compute in `dtype`."""
+  """Convolution with bias, stride 1, kernel 3 or 1 along every axis; parameters f32, compute in `dtype`.
+
+  Attributes:
+    features: output channels.
+    size: of the kernel.
+    dtype: compute precision.
+    interpolate: how the image is doubled before, a key of `INTERPOLATE`; "" leaves it as it is. With size 3 only.
+  """
 
   features: int
   size: int = 3
   dtype: Any = jnp.float32
+  interpolate: str = ""
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Maps [B, *spatial, in] to [B, *spatial, features]."""
+    """Maps [B, *spatial, in] to [B, *spatial, features], or to [B, *(2 · spatial), features] of a doubled image."""
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(channels * self.size**rank)
     kernel_size = (3,) * rank if self.size == 3 else ()
     kernel = self.param("kernel", init, (*kernel_size, channels, self.features)).astype(self.dtype)
     bias = self.param("bias", init, (self.features,)).astype(self.dtype)
     x = x.astype(self.dtype)
+    if self.interpolate:
+      return upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate]) + bias
     return (conv.conv3(x, kernel) if self.size == 3 else x @ kernel) + bias
 
 
@@ -142,7 +152,7 @@ class Up(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Maps [B, *spatial, in] to [B, *(2 · spatial), features]."""
     if self.mode != "transpose":
-      return Conv(self.features, dtype=self.dtype, name="conv")(INTERPOLATE[self.mode](x))
+      return Conv(self.features, dtype=self.dtype, interpolate=self.mode, name="conv")(x)
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(self.features * 2**rank)  # PyTorch counts the outputs of a transposed convolution
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))

@@ -16,14 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Winograd F(4, 3): four outputs of a 3-tap filter from six products; points 0, ±1, ±2, ∞.
-# output = OUT · ((TAPS · input) ⊙ (KERNEL · filter))
-_TAPS = np.array(
-  [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
-  np.float32,
-)
-_KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
-_OUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
+# Winograd F(4, 3): four outputs of a 3-tap filter from six products; output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)).
+# Points whose powers stay near 1 halve the rounding error of the usual 0, ±1, ±2, ∞.
+_POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and ∞
+
+
+def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """TAPS f32[n, n], KERNEL f32[n, 3] and OUT f32[n − 2, n] of n − 1 points and infinity (Winograd 1980; Lavin and Gray 2016)."""
+  others = [np.delete(points, i) for i in range(len(points))]
+  taps = np.array([np.append(np.poly(o)[::-1], 0) for o in others] + [np.poly(points)[::-1]])
+  kernel = np.array([[a**k / np.prod(a - o) for k in range(3)] for a, o in zip(points, others, strict=True)] + [[0, 0, 1]])
+  out = np.vander([*points, 0], len(points) - 1, increasing=True).T
+  out[:, -1] = np.eye(len(out))[-1]
+  rounded = lambda matrix: np.where(np.abs(matrix) < 1e-12, 0, matrix).astype(np.float32)
+  return rounded(taps), rounded(kernel), rounded(out)
+
+
+_TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 
 _SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
 
@@ -44,15 +53,15 @@ def conv3(x: Array, w: Array) -> Array:
 
 @jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
-  if x.ndim == 4 or _elements(x.shape[:-1]) * max(x.shape[-1], w.shape[-1]) < _SMALL:
+  if x.ndim == 4 or is_small(x, w):
     return _xla(x, w)
   cpu = _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
   return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
 
 
-def _elements(shape: Sequence[int]) -> int:
-  """Product of the sides; a batch that is left open, in a program to be exported, counts as one."""
-  return math.prod(side for side in shape if isinstance(side, int))
+def is_small(x: Array, w: Array) -> bool:
+  """Whether XLA's own convolution of the two does on a CPU; a batch that is left open, in a program to be exported, counts as one."""
+  return math.prod(side for side in x.shape[:-1] if isinstance(side, int)) * max(x.shape[-1], w.shape[-1]) < _SMALL
 
 
 @jax.jit

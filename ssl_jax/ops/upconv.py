@@ -1,0 +1,115 @@
+"""Interpolation to twice the resolution with a convolution behind it, as one linear operation.
+
+Both are linear, so the convolution's channels can be mixed before the interpolation: 27 products per coarse voxel instead of per fine
+one, and each axis then blends its three taps while it is doubled. On two cores that takes a quarter of the time of one after the other,
+and keeps no fine input for the gradient. GPU and TPU do one after the other.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ssl_jax.ops import conv
+
+Interpolation = Callable[[Array], Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def upsample_conv3(x: Array, w: Array, interpolate: Interpolation) -> Array:
+  """Convolution with a kernel of 3, stride 1 and zero padding, of an interpolated image.
+
+  Args:
+    x: [B, *spatial, in], two or three spatial axes; gradient flows here.
+    w: [3, 3(, 3), in, out] of the same dtype; gradient flows here.
+    interpolate: one of `ops.resize`; linear, doubles every axis on its own, each output from its own input and one neighbour.
+
+  Returns:
+    [B, *(2 · spatial), out] in x's dtype.
+  """
+  return _forward(x, w, interpolate)[0]
+
+
+def _in_turn(x: Array, w: Array, interpolate: Interpolation) -> Array:
+  return conv.conv3(interpolate(x), w)
+
+
+def _forward(x: Array, w: Array, interpolate: Interpolation) -> tuple[Array, tuple[Array, Array]]:
+  fast, plain = functools.partial(_blend_products, interpolate), functools.partial(_in_turn, interpolate=interpolate)
+  y = plain(x, w) if conv.is_small(x, w) else lax.platform_dependent(x, w, cpu=fast, default=plain)
+  return y, (x, w)
+
+
+def _backward(interpolate: Interpolation, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+  plain = lambda x, w, grad: jax.vjp(functools.partial(_in_turn, interpolate=interpolate), x, w)[1](grad)
+  if conv.is_small(*saved):
+    return plain(*saved, grad)
+  return lax.platform_dependent(*saved, grad, cpu=functools.partial(_blend_gradients, interpolate), default=plain)
+
+
+upsample_conv3.defvjp(_forward, _backward)
+
+
+def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
+  products = jnp.matmul(x, _columns(w), preferred_element_type=jnp.float32)
+  for axis in range(1, x.ndim - 1):
+    products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis], interpolate))
+  return products.astype(x.dtype)
+
+
+def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
+  products = grad.astype(jnp.float32)
+  for axis in range(x.ndim - 2, 0, -1):
+    products = jnp.concatenate(_halve(products, axis, _blends(x.shape[axis], interpolate)), axis=-1)
+  grad_x = jnp.matmul(products, _columns(w).T.astype(jnp.float32)).astype(x.dtype)
+  columns = jnp.matmul(x.reshape(-1, x.shape[-1]).T.astype(jnp.float32), products.reshape(-1, products.shape[-1]))
+  return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2).astype(w.dtype)
+
+
+def _columns(w: Array) -> Array:
+  """[3, 3(, 3), in, out] -> [in, 3 · 3 (· 3) · out]."""
+  return jnp.moveaxis(w, -2, 0).reshape(w.shape[-2], -1)
+
+
+def _blends(side: int, interpolate: Interpolation) -> np.ndarray:
+  """Weights f32[2, 3, 3, side] of one axis: output 2k + p is the sum over taps t and d of [p, t, d, k] times product t at k + d − 1."""
+  with jax.ensure_compile_time_eval():
+    doubling = np.array(interpolate(jnp.eye(side)[None])[0])  # [2 · side, side]
+  padded = np.pad(doubling, ((1, 1), (1, 1)))
+  k = np.arange(side)
+  return np.array([[[padded[2 * k + p + t, k + d] for d in range(3)] for t in range(3)] for p in range(2)])
+
+
+def _double(taps: Sequence[Array], axis: int, blends: np.ndarray) -> Array:
+  terms = lambda p: [_along(blends[p, t, d], axis, x) * _shift(x, axis, d - 1) for t, x in enumerate(taps) for d in _used(blends[p, t])]
+  even, odd = (functools.reduce(lax.add, terms(p)) for p in range(2))
+  return jnp.stack([even, odd], axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
+
+
+def _halve(fine: Array, axis: int, blends: np.ndarray) -> list[Array]:
+  """The adjoint of `_double`."""
+  pairs = fine.reshape(*fine.shape[:axis], -1, 2, *fine.shape[axis + 1 :])
+  halves = [lax.index_in_dim(pairs, p, axis + 1, keepdims=False) for p in range(2)]
+  terms = lambda t: [_shift(_along(blends[p, t, d], axis, x) * x, axis, 1 - d) for p, x in enumerate(halves) for d in _used(blends[p, t])]
+  return [functools.reduce(lax.add, terms(t)) for t in range(3)]
+
+
+def _used(weights: np.ndarray) -> list[int]:
+  return [d for d in range(3) if weights[d].any()]
+
+
+def _along(weights: np.ndarray, axis: int, x: Array) -> Array:
+  return jnp.asarray(weights).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+
+
+def _shift(x: Array, axis: int, by: int) -> Array:
+  """Returns x at index + by along an axis, 0 outside."""
+  if by == 0:
+    return x
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (max(-by, 0), max(by, 0))
+  side = x.shape[axis]
+  return jnp.pad(lax.slice_in_dim(x, max(by, 0), side + min(by, 0), axis=axis), padding)
