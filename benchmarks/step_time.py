@@ -39,11 +39,12 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
 
   from ssl_jax import methods
   from ssl_jax.core import optim
+  from ssl_jax.core.step import compiler_options
   from ssl_jax.networks.factory import Networks
   from ssl_jax.types import NetworkConfig, OptimConfig, Task
 
   module = methods.load(args.method)
-  cfg = NetworkConfig(width=args.width, dtype=args.dtype)
+  cfg = NetworkConfig(width=args.width, dtype=args.dtype, remat=args.remat)
   method = module.build(module.Options(), Networks(cfg, num_classes=2), optim.sgd(OptimConfig(), num_steps=6000), Task(8, 6000))
   rng = np.random.default_rng(0)
   half = lambda: {
@@ -54,7 +55,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
   batch = jax.device_put({"labelled": {**labelled, "label": (labelled["image"][..., 0] > 0).astype(np.int32)}, "unlabelled": half()})
   key = jax.random.key(0)
   state = jax.jit(method.init)(key, batch)
-  step_fn = jax.jit(method.steps[args.phase or next(iter(method.steps))], donate_argnums=0)
+  step_fn = jax.jit(method.steps[args.phase or next(iter(method.steps))], donate_argnums=0, compiler_options=compiler_options())
 
   def step() -> float:
     nonlocal state
@@ -178,6 +179,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--batch", default=1, type=int, help="labelled images, and as many unlabelled")
   parser.add_argument("--width", default=16, type=int)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides")
+  parser.add_argument("--remat", action="store_true", help="ours keeps convolutions alone for the gradient")
   parser.add_argument("--peer", default="torch", choices=("torch", "none"))
   parser.add_argument("--rounds", default=5, type=int)
   parser.add_argument("--tuned", action="store_true", help="malloc as `python -m ssl_jax.main` sets it, on both sides")

@@ -10,6 +10,7 @@ import pytest
 
 from ssl_jax import networks
 from ssl_jax.core import optim, sharding
+from ssl_jax.core.step import forward
 from ssl_jax.types import InputError, NetworkConfig, OptimConfig
 from tests.helpers import tiny_config
 
@@ -22,8 +23,8 @@ def passes(image, views=1, **changes):
   variables = network.init(jax.random.key(0), image[:1], train=False)
 
   def loss(params):
-    out, new = network.apply({**variables, "params": params}, image, train=True, dropout=False, views=views, mutable=["batch_stats"])
-    return jnp.mean(jnp.square(out.logits)), (out.logits, new["batch_stats"])
+    out, stats = forward(network, params, variables["batch_stats"], image, key=None, views=views)
+    return jnp.mean(jnp.square(out.logits)), (out.logits, stats)
 
   (_, found), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
   return *found, gradient
@@ -40,8 +41,7 @@ def test_recomputing_keeps_less():
     variables = network.init(jax.random.key(0), IMAGE[:1], train=False)
 
     def logits(params):
-      given = {**variables, "params": params}
-      return network.apply(given, IMAGE, train=True, dropout=False, mutable=["batch_stats"])[0].logits
+      return forward(network, params, variables["batch_stats"], IMAGE, key=None)[0].logits
 
     saved = jax.eval_shape(lambda params: jax.vjp(logits, params)[1], variables["params"])
     return sum(leaf.size for leaf in jax.tree.leaves(saved))

@@ -11,6 +11,27 @@ from ssl_jax.networks.blocks import Conv
 from ssl_jax.types import Array
 
 
+def attend_with_cheap_dropout(
+  query: Array, key: Array, value: Array, dropout_rng: Any = None, dropout_rate: float = 0.0, deterministic: bool = False
+) -> Array:
+  """Flax's dot-product attention, but 8 random bits instead of 32 drop a weight: on a CPU the latter take as long as the rest of it.
+
+  Args:
+    query, key, value: [..., tokens, heads, width].
+    dropout_rng: PRNG key, used unless `deterministic`.
+    dropout_rate: of single weights, rounded to 1/256.
+    deterministic: whether nothing is dropped.
+
+  Returns:
+    [..., tokens, heads, width].
+  """
+  weights = nn.dot_product_attention_weights(query, key, deterministic=True)
+  if dropped := 0 if deterministic else round(256 * dropout_rate):
+    keep = jax.random.bits(dropout_rng, weights.shape, jnp.uint8) >= dropped
+    weights = weights * keep * jnp.asarray(256 / (256 - dropped), weights.dtype)
+  return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+
+
 class EncoderLayer(nn.Module):
   """Transformer encoder layer with PyTorch's order, constants and initialisation: residual, then LayerNorm, after each half.
 
@@ -40,6 +61,7 @@ class EncoderLayer(nn.Module):
       kernel_init=uniform(xavier),
       out_kernel_init=uniform(1.0 / math.sqrt(width)),
       dtype=self.dtype,
+      attention_fn=attend_with_cheap_dropout,
       name="attention",
     )
     x = norm(x + drop(attend(x, deterministic=not dropout), "dropout_attention"), "norm_attention")

@@ -1,8 +1,6 @@
 """Layers of the segmentation networks, for two and three dimensions, initialised as PyTorch does."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.ops import conv, norm, resize, upconv
+from ssl_jax.ops.remat import kept
 from ssl_jax.types import Array
 
 
@@ -38,11 +37,6 @@ class HeadsOutput(NamedTuple):
   f4: Array
   bottleneck: Array
   heads: tuple[Array, ...]
-
-
-def recompute(module: nn.Module, level: Callable[..., Array], active: bool) -> Callable[..., Array]:
-  """Returns a level of `module`, a function of arrays; if `active`, its activations are computed again for the gradient, not kept."""
-  return partial(nn.remat(lambda _, *arrays: level(*arrays)), module) if active else level
 
 
 def norm_views(x: Array, views: int, bn_group: int, network: str) -> int:
@@ -93,8 +87,8 @@ class Conv(nn.Module):
     bias = self.param("bias", init, (self.features,)).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.interpolate:
-      return upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate]) + bias
-    return (conv.conv3(x, kernel) if self.size == 3 else x @ kernel) + bias
+      return kept(upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate]) + bias)
+    return kept((conv.conv3(x, kernel) if self.size == 3 else x @ kernel) + bias)
 
 
 class Down(nn.Module):
@@ -110,7 +104,7 @@ class Down(nn.Module):
     init = torch_uniform(channels * 2**rank)
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
     bias = self.param("bias", init, (self.features,))
-    return conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    return kept(conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype))
 
 
 class InstanceNorm(nn.Module):
@@ -157,7 +151,7 @@ class Up(nn.Module):
     init = torch_uniform(self.features * 2**rank)  # PyTorch counts the outputs of a transposed convolution
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
     bias = self.param("bias", init, (self.features,))
-    return conv.conv_up2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    return kept(conv.conv_up2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype))
 
 
 class BatchNorm(nn.Module):

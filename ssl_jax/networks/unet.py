@@ -17,7 +17,6 @@ from ssl_jax.networks.blocks import (
   channel_dropout,
   max_pool2,
   norm_views,
-  recompute,
 )
 from ssl_jax.networks.heads import ScaleHeads
 from ssl_jax.ops import norm, resize
@@ -75,7 +74,7 @@ class UNet2D(nn.Module):
       published 0.05, 0.1, 0.2, 0.3, 0.5 [C]. The decoder has none.
     dtype: compute precision; parameters, statistics and logits are f32.
     bn_group: images that share BatchNorm statistics, 0 for all of a view; the first group enters the running averages.
-    remat: compute the levels again for the gradient.
+    remat: whoever differentiates shall keep convolutions and statistics alone, see `ops.remat`.
     residual: each level of the encoder adds its input, through a convolution of size 1 and BatchNorm, before the last LeakyReLU (MCF's
       second network in two dimensions [D]).
     further: how further decoders on the same encoder double the resolution, one name each (MC-Net); "branch2_", "branch3_", ... stand
@@ -130,7 +129,7 @@ class UNet2D(nn.Module):
 
     def encode(x: Array, level: int) -> Array:
       name, rate = f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level]
-      return recompute(self, lambda x: blocks(x, self.width * 2**level, name, rate, self.residual), self.remat)(x)
+      return blocks(x, self.width * 2**level, name, rate, self.residual)
 
     def decoder_of(upsample: str, branch: str = "") -> Callable[[Array, Array, int], Array]:
       def decode(x: Array, skip: Array, level: int) -> Array:
@@ -139,7 +138,7 @@ class UNet2D(nn.Module):
           x = Up(features, dtype=self.dtype, name=f"{name}_up")(x)
         else:
           x = INTERPOLATE[upsample](Conv(features, size=1, dtype=self.dtype, name=f"{name}_up")(x))
-        return recompute(self, lambda x: blocks(x, features, name), self.remat)(jnp.concatenate([skip, x], axis=-1))
+        return blocks(jnp.concatenate([skip, x], axis=-1), features, name)
 
       return decode
 
@@ -164,7 +163,7 @@ class UNet3D(nn.Module):
     dropout: rate, of single values, after level 5 and before the output convolution.
     dtype: compute precision; parameters and logits are f32.
     bn_group: unused: there is no BatchNorm.
-    remat: compute the levels again for the gradient.
+    remat: whoever differentiates shall keep convolutions and statistics alone, see `ops.remat`.
     scales: whether levels 1 to 3 of the decoder predict too (URPC).
 
   Source: 3D U-Net (Çiçek et al. 2016) in the form of SSL4MIS's BraTS experiments [L].
@@ -202,12 +201,12 @@ class UNet3D(nn.Module):
       return x
 
     def encode(x: Array, level: int) -> Array:
-      x = recompute(self, lambda x: blocks(x, self.width * 2**level, f"encoder{level + 1}"), self.remat)(x)
+      x = blocks(x, self.width * 2**level, f"encoder{level + 1}")
       return drop(x, "dropout_centre") if level == LEVELS - 1 else x
 
     def decode(x: Array, skip: Array, level: int) -> Array:
       x = jnp.concatenate([skip, resize.upsample_linear(x, corners_aligned=False)], axis=-1)
-      return recompute(self, lambda x: blocks(x, skip.shape[-1], f"decoder{level}"), self.remat)(x)
+      return blocks(x, skip.shape[-1], f"decoder{level}")
 
     bottleneck, skips = _contract(x.astype(self.dtype), encode, lambda x: x)
     levels = _, f2, f3, f4 = _expand(bottleneck, skips, decode)

@@ -1,13 +1,12 @@
 """V-Net as the semi-supervised literature uses it: added skips, and no residual connections but in the residual variant."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from ssl_jax.networks.attention import CrossSampleAttention
-from ssl_jax.networks.blocks import BatchNorm, Conv, Down, HeadsOutput, NetworkOutput, Up, channel_dropout, norm_views, recompute
+from ssl_jax.networks.blocks import BatchNorm, Conv, Down, HeadsOutput, NetworkOutput, Up, channel_dropout, norm_views
 from ssl_jax.networks.heads import ScaleHeads
 from ssl_jax.types import Array
 
@@ -26,7 +25,7 @@ class VNet(nn.Module):
     dropout: rate of channel dropout after level 5 and before the output convolution.
     dtype: compute precision; parameters, statistics and logits are f32.
     bn_group: images that share BatchNorm statistics, 0 for all of a view; the first group enters the running averages.
-    remat: compute the levels again for the gradient.
+    remat: whoever differentiates shall keep convolutions and statistics alone, see `ops.remat`.
     cma: attention across samples after encoder level 4, in training mode only (CAML's auxiliary network).
     residual: levels 2 to 5 of the encoder have 3, 4, 6, 3 residual blocks of two convolutions, and level 5 no dropout (MCF's second
       network [C]; its 7³ stem has kernel 3 here, and its 3³ convolutions of stride 2 kernel 2 [D]).
@@ -66,16 +65,13 @@ class VNet(nn.Module):
     dropout = train if dropout is None else dropout
     x = x.astype(self.dtype)
 
-    def level_of(count: int, features: int, name: str) -> Callable[[Array], Array]:
-      def blocks(x: Array) -> Array:
-        for i in range(count):
-          x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
-          x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train, views)
-        return x
+    def blocks(x: Array, count: int, features: int, name: str) -> Array:
+      for i in range(count):
+        x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
+        x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train, views)
+      return x
 
-      return recompute(self, blocks, self.remat)
-
-    def residual_level_of(count: int, features: int, name: str) -> Callable[[Array], Array]:
+    def residual_blocks(x: Array, count: int, features: int, name: str) -> Array:
       def block(x: Array, name: str, halve: bool) -> Array:
         y = (Down if halve else Conv)(features, dtype=self.dtype, name=f"{name}_conv0")(x)
         y = BatchNorm(relu=True, name=f"{name}_norm0")(y, train, views)
@@ -87,12 +83,9 @@ class VNet(nn.Module):
           x = BatchNorm(name=f"{name}_short_norm")(x, train, views)
         return nn.relu(x + y)
 
-      def blocks(x: Array) -> Array:
-        for i in range(count):
-          x = block(x, f"{name}_block{i}", halve=i == 0)
-        return x
-
-      return recompute(self, blocks, self.remat)
+      for i in range(count):
+        x = block(x, f"{name}_block{i}", halve=i == 0)
+      return x
 
     def encode(x: Array) -> tuple[Array, list[Array]]:
       skips = []
@@ -103,7 +96,7 @@ class VNet(nn.Module):
         if level and not self.residual:
           x = Down(features, dtype=self.dtype, name=f"{name}_down")(x)
           x = BatchNorm(relu=True, name=f"{name}_down_norm")(x, train, views)
-        x = (residual_level_of if level and self.residual else level_of)(count, features, name)(x)
+        x = (residual_blocks if level and self.residual else blocks)(x, count, features, name)
         if level == 3 and self.cma and (train or self.is_initializing()):
           x = CrossSampleAttention(dtype=self.dtype, name="cma")(x, dropout)
       return channel_dropout(self, x, 0.0 if self.residual else self.dropout, dropout), skips
@@ -114,7 +107,7 @@ class VNet(nn.Module):
         name = f"{branch}decoder{level}"
         x = Up(skip.shape[-1], mode=upsample, dtype=self.dtype, name=f"{name}_up")(x)
         x = BatchNorm(relu=True, name=f"{name}_up_norm")(x, train, views)
-        x = level_of(count, skip.shape[-1], name)(x + skip)
+        x = blocks(x + skip, count, skip.shape[-1], name)
         levels.append(x)
       x = channel_dropout(self, x, self.dropout, dropout)
       logits = Conv(self.num_classes, size=1, dtype=self.dtype, name=f"{branch}output")(x).astype(jnp.float32)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ssl_jax.ops.remat import kept
+
 EPSILON = 1e-5  # PyTorch's
 
 
@@ -58,7 +60,7 @@ def _forward(x, scale, bias, relu, views, leak):
   pivot = jnp.mean(wide[(..., *(slice(None, None, 8),) * (x.ndim - 2), slice(None))], axis=tuple(range(1, x.ndim)))
   moved = wide - _like(pivot, wide)
   shift = _sum(moved) / count
-  mean, var = pivot + shift, jnp.maximum(_sum(moved * moved) / count - shift * shift, 0.0)
+  mean, var = kept(pivot + shift), kept(jnp.maximum(_sum(moved * moved) / count - shift * shift, 0.0))
   gain, shift, _ = _affine(mean, var, scale, bias)
   y = wide * _like(gain, wide) + _like(shift, wide)
   y = (rectify(y, leak) if relu else y).reshape(x.shape).astype(x.dtype)
