@@ -1,8 +1,11 @@
 """V-Net against the published PyTorch code, and its own rules."""
 
+import functools
+import math
 import os
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from ssl_jax import networks
 from ssl_jax.interop.torch_weights import load_vnet
+from ssl_jax.networks import attention
 from ssl_jax.networks.blocks import BatchNorm
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.ops import conv

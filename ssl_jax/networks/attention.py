@@ -27,7 +27,9 @@ def attend_with_cheap_dropout(
   """
   weights = nn.dot_product_attention_weights(query, key, deterministic=True)
   if dropped := 0 if deterministic else round(256 * dropout_rate):
-    keep = jax.random.bits(dropout_rng, weights.shape, jnp.uint8) >= dropped
+    *rows, tokens = weights.shape
+    words = jax.random.bits(dropout_rng, (*rows, -(-tokens // 4)), jnp.uint32)  # asked for bytes JAX would draw a word for each
+    keep = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :tokens] >= dropped
     weights = weights * keep * jnp.asarray(256 / (256 - dropped), weights.dtype)
   return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
