@@ -2,9 +2,10 @@
 
   python benchmarks/step_time.py --shape=112,112,80 --batch=1 --width=16 --peer=torch [--tuned] [--json=PATH]
 
-Each side lives in a process of its own with the same environment, and the sides take turns, so that whatever else the machine does hits
-both. `--tuned` runs both with the settings of malloc that `python -m ssl_jax.main` makes; without it both run with glibc's defaults. Peak
-memory is the process's on a CPU, the device's on a GPU. PyTorch's bfloat16 is its autocast.
+Each side lives in a process of its own, and the sides take turns, so that whatever else the machine does hits both. `--tuned` runs both
+with the settings of malloc that `python -m ssl_jax.main` makes; without it both run with glibc's defaults. `--peer=FOLDER` compares with
+another checkout of this project, such as the commit before a change. Peak memory is the process's on a CPU, the device's on a GPU.
+PyTorch's bfloat16 is its autocast.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MALLOC = re.findall(r'^MALLOC = "(.*)"', (ROOT / "ssl_jax" / "main.py").read_text(), re.M)[0]  # importing it would start JAX
 Step = Callable[[], float]
 Peak = Callable[[], float]
 Row = dict[str, Any]
@@ -39,10 +39,12 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
 
   from ssl_jax import methods
   from ssl_jax.core import optim
-  from ssl_jax.core.step import compiler_options
   from ssl_jax.networks.factory import Networks
+  from ssl_jax.ops.remat import order_for_memory
   from ssl_jax.types import NetworkConfig, OptimConfig, Task
 
+  if args.remat:
+    order_for_memory()
   module = methods.load(args.method)
   cfg = NetworkConfig(width=args.width, dtype=args.dtype, remat=args.remat)
   method = module.build(module.Options(), Networks(cfg, num_classes=2), optim.sgd(OptimConfig(), num_steps=6000), Task(8, 6000))
@@ -55,7 +57,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
   batch = jax.device_put({"labelled": {**labelled, "label": (labelled["image"][..., 0] > 0).astype(np.int32)}, "unlabelled": half()})
   key = jax.random.key(0)
   state = jax.jit(method.init)(key, batch)
-  step_fn = jax.jit(method.steps[args.phase or next(iter(method.steps))], donate_argnums=0, compiler_options=compiler_options())
+  step_fn = jax.jit(method.steps[args.phase or next(iter(method.steps))], donate_argnums=0)
 
   def step() -> float:
     nonlocal state
@@ -91,15 +93,22 @@ def work(args: argparse.Namespace) -> None:
     print(json.dumps(facts), flush=True)
 
 
+def malloc(checkout: Path) -> str:
+  """The setting that a checkout's `main` makes; importing it would start JAX."""
+  return re.findall(r'^MALLOC = "(.*)"', (checkout / "ssl_jax" / "main.py").read_text(), re.M)[0]
+
+
 class Worker:
-  """A side's process."""
+  """The process of a side: "ours", "torch", or the folder of another checkout."""
 
   def __init__(self, side: str, tuned: bool, cache: str | None = None):
-    env = {**os.environ, "GLIBC_TUNABLES": MALLOC if tuned else ""}
+    checkout = ROOT if side in ("ours", "torch") else Path(side).resolve()
+    env = {**os.environ, "GLIBC_TUNABLES": malloc(checkout) if tuned else "", "PYTHONPATH": str(checkout)}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # the first step shall compile
     if cache:
       env["JAX_COMPILATION_CACHE_DIR"] = cache
-    command = [sys.executable, __file__, *sys.argv[1:], f"--worker={side}"]
+    worker = f"--worker={'torch' if side == 'torch' else 'ours'}"
+    command = [sys.executable, str(checkout / "benchmarks" / "step_time.py"), *sys.argv[1:], worker]
     self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     self._read()
     self.side, self.first = side, self._step()
@@ -139,7 +148,8 @@ def compare(args: argparse.Namespace) -> list[Row]:
   with tempfile.TemporaryDirectory() as folder:
     cache = folder if args.cached else None
     if cache:
-      Worker("ours", args.tuned, cache).process.kill()  # compiles and leaves the program behind
+      for side in set(sides) - {"torch"}:
+        Worker(side, args.tuned, cache).process.kill()  # compiles and leaves the program behind
     workers = [Worker(side, args.tuned, cache) for side in sides]
   for turn in range(args.rounds + 1):
     for worker in workers:
@@ -180,7 +190,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--width", default=16, type=int)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides")
   parser.add_argument("--remat", action="store_true", help="ours keeps convolutions alone for the gradient")
-  parser.add_argument("--peer", default="torch", choices=("torch", "none"))
+  parser.add_argument("--peer", default="torch", help="torch, none, or the folder of another checkout")
   parser.add_argument("--rounds", default=5, type=int)
   parser.add_argument("--tuned", action="store_true", help="malloc as `python -m ssl_jax.main` sets it, on both sides")
   parser.add_argument("--cached", action="store_true", help="ours loads its program, as every start of a run but the first does")

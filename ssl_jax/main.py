@@ -40,6 +40,7 @@ from ssl_jax.core import distributed
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import Experiment, open_experiment, record, refuse_another, restore, with_synthetic
 from ssl_jax.export.write import write_model
+from ssl_jax.ops.remat import order_for_memory
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table
@@ -166,12 +167,14 @@ def _parse_flags(argv: list[str]) -> None:
       _CONFIG.value.to_dict()  # a file that cannot be loaded shows only when its values are asked for
 
 
-def use_compile_cache() -> None:
-  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick.
+def prepare_compiler(*configs: Config) -> None:
+  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick, and heeds `network.remat`.
 
   Not those of several CPU devices: one loaded from the cache starts its collectives in any order (jaxlib 0.10), and the devices end up
   waiting for each other.
   """
+  if any(cfg.network.remat for cfg in configs):
+    order_for_memory()
   if jax.default_backend() == "cpu" and jax.device_count() > 1:
     jax.config.update("jax_enable_compilation_cache", False)
   elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -206,7 +209,7 @@ def main(argv: list[str]) -> int:
     if _DISTRIBUTED.value:
       distributed.join()
     cfg = _load_config()
-    use_compile_cache()
+    prepare_compiler(cfg)
     name = _name(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or f"runs/{name}_seed{cfg.seed}")
     if _MODE.value in ("predict", "export"):

@@ -138,7 +138,7 @@ def execute(runs: Sequence[Run]) -> bool:
   from ssl_jax.experiment import open_experiment, record
   from ssl_jax.train import TrainingDiverged
 
-  command.use_compile_cache()
+  command.prepare_compiler(*(run.cfg for run in runs))
   todo = [run for run in runs if not finished(run)]
   for run in {run.variant.name: run for run in todo}.values():  # seeds share what is checked
     try:

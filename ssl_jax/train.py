@@ -14,7 +14,6 @@ from ssl_jax import data
 from ssl_jax.core import sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.distributed import StopNotice, Watchdog
-from ssl_jax.core.step import compiler_options
 from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
 from ssl_jax.experiment import Experiment, record, run_key
@@ -86,7 +85,6 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     donate_argnums=0,
     in_shardings=(state, over_data, replicated),
     out_shardings=(state, replicated),
-    compiler_options=compiler_options(),
   )
   begin = time.perf_counter()
   try:

@@ -1,6 +1,8 @@
 """Switches for more devices and less memory: what they leave as it is, and what they change."""
 
 import dataclasses
+import os
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from ssl_jax import networks
 from ssl_jax.core import optim, sharding
 from ssl_jax.core.step import forward
+from ssl_jax.ops.remat import order_for_memory
 from ssl_jax.types import InputError, NetworkConfig, OptimConfig
 from tests.helpers import tiny_config
 
@@ -47,6 +50,16 @@ def test_recomputing_keeps_less():
     return sum(leaf.size for leaf in jax.tree.leaves(saved))
 
   assert kept(True) < 0.8 * kept(False)
+
+
+@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="a flag of jaxlib 0.10")
+def test_ordering_for_memory_keeps_other_flags_and_a_choice_already_made(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--other=1")
+  order_for_memory()
+  assert os.environ["XLA_FLAGS"] == "--other=1 --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=true")
+  order_for_memory()
+  assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_concurrency_optimized_scheduler=true"
 
 
 def test_groups_have_batch_statistics_of_their_own():

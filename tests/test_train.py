@@ -237,7 +237,7 @@ def test_a_long_run_compiles_apart_until_it_has_begun(tmp_path, monkeypatch):
 def test_programs_of_several_cpu_devices_are_not_kept():
   kept = jax.config.jax_enable_compilation_cache
   try:
-    main.use_compile_cache()
+    main.prepare_compiler()
     assert jax.device_count() > 1 and not jax.config.jax_enable_compilation_cache
   finally:
     jax.config.update("jax_enable_compilation_cache", kept)

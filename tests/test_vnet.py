@@ -79,14 +79,25 @@ def test_running_averages_of_the_first_layer(published):
 
 def test_running_variance_is_unbiased_and_of_the_first_view():
   x = jnp.asarray([[1.0], [3.0], [10.0], [30.0]]).reshape(4, 1, 1, 1)
-  norm = BatchNorm()
-  variables = norm.init(jax.random.key(0), x, False)
+  norm, bias = BatchNorm(), jnp.zeros(1)
+  variables = norm.init(jax.random.key(0), x, bias, False)
   for views, mean, var in ((1, 11.0, 526 / 3), (2, 2.0, 2.0)):
-    y, new = norm.apply(variables, x, True, views, mutable=["batch_stats"])
+    y, new = norm.apply(variables, x, bias, True, views, mutable=["batch_stats"])
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * mean, rtol=1e-6)
     np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-6)
     np.testing.assert_allclose(y.reshape(views, -1).mean(1), 0.0, atol=1e-5)
-  assert jnp.array_equal(norm.apply(variables, x, True), norm.apply(variables, x, True, mutable=["batch_stats"])[0])
+  assert jnp.array_equal(norm.apply(variables, x, bias, True), norm.apply(variables, x, bias, True, mutable=["batch_stats"])[0])
+
+
+def test_a_bias_in_front_of_batch_norm_counts_as_if_it_had_been_added():
+  x, bias = jax.random.normal(jax.random.key(0), (4, 6, 6, 3)), jnp.asarray([-2.0, 0.5, 3.0])
+  norm = BatchNorm(relu=True)
+  variables = norm.init(jax.random.key(0), x, bias, False)
+  apart, added = (norm.apply(variables, *given, True, 2, mutable=["batch_stats"]) for given in ((x, bias), (x + bias, 0 * bias)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), apart, added)
+  assert np.abs(apart[1]["batch_stats"]["mean"] - 0.1 * bias).max() < 0.1
+  trained = {**variables, **apart[1]}
+  np.testing.assert_allclose(norm.apply(trained, x, bias, False), norm.apply(trained, x + bias, 0 * bias, False), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -52,16 +51,6 @@ def applied(network: Any, **settings: Any) -> Callable[..., Any]:
   """Returns `network.apply` with these settings as a function of its own: a step that calls it three times traces and lowers it once."""
   apply = functools.partial(network.apply, **settings)
   return jax.jit(jax.checkpoint(apply, policy=remat.POLICY) if getattr(network, "remat", False) else apply)
-
-
-def compiler_options() -> dict[str, bool]:
-  """Returns options for compiling a step of this platform.
-
-  XLA:CPU orders a program for concurrency, of which two cores and operations of many threads have none to gain. Ordered for memory a step
-  needs less, `network.remat` has an effect, and collectives of pretended devices cannot overtake each other.
-  """
-  orders = jax.default_backend() == "cpu" and metadata.version("jaxlib").startswith("0.10.")  # elsewhere the option may be unknown
-  return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if orders else {}
 
 
 def forward(

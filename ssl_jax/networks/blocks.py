@@ -77,9 +77,14 @@ class Conv(nn.Module):
   dtype: Any = jnp.float32
   interpolate: str = ""
 
-  @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [B, *spatial, in] to [B, *spatial, features], or to [B, *(2 · spatial), features] of a doubled image."""
+    y, bias = self.unbiased(x)
+    return y + bias
+
+  @nn.compact
+  def unbiased(self, x: Array) -> tuple[Array, Array]:
+    """Returns the result without its bias, and the bias [features], for a `BatchNorm`."""
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(channels * self.size**rank)
     kernel_size = (3,) * rank if self.size == 3 else ()
@@ -87,8 +92,8 @@ class Conv(nn.Module):
     bias = self.param("bias", init, (self.features,)).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.interpolate:
-      return kept(upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate]) + bias)
-    return kept((conv.conv3(x, kernel) if self.size == 3 else x @ kernel) + bias)
+      return kept(upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate])), bias
+    return kept(conv.conv3(x, kernel) if self.size == 3 else x @ kernel), bias
 
 
 class Down(nn.Module):
@@ -98,13 +103,13 @@ class Down(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [B, *spatial, in] to [B, *(spatial / 2), features]."""
+  def unbiased(self, x: Array) -> tuple[Array, Array]:
+    """Maps [B, *spatial, in] to [B, *(spatial / 2), features] without its bias, and the bias [features], for a `BatchNorm`."""
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(channels * 2**rank)
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
     bias = self.param("bias", init, (self.features,))
-    return kept(conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype))
+    return kept(conv.conv_down2(x.astype(self.dtype), kernel.astype(self.dtype))), bias.astype(self.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -142,23 +147,30 @@ class Up(nn.Module):
   mode: str = "transpose"
   dtype: Any = jnp.float32
 
-  @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [B, *spatial, in] to [B, *(2 · spatial), features]."""
+    y, bias = self.unbiased(x)
+    return y + bias
+
+  @nn.compact
+  def unbiased(self, x: Array) -> tuple[Array, Array]:
+    """Returns the result without its bias, and the bias [features], for a `BatchNorm`."""
     if self.mode != "transpose":
-      return Conv(self.features, dtype=self.dtype, interpolate=self.mode, name="conv")(x)
+      return Conv(self.features, dtype=self.dtype, interpolate=self.mode, name="conv").unbiased(x)
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(self.features * 2**rank)  # PyTorch counts the outputs of a transposed convolution
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
     bias = self.param("bias", init, (self.features,))
-    return kept(conv.conv_up2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype))
+    return kept(conv.conv_up2(x.astype(self.dtype), kernel.astype(self.dtype))), bias.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
-  """BatchNorm with PyTorch's constants and running averages (unbiased variance, 0.9 of the old value), and an optional ReLU.
+  """BatchNorm behind a convolution, with PyTorch's constants and running averages (unbiased variance, 0.9 of the old value).
+
+  The batch's mean takes the convolution's bias away again, so only the running averages need it: it is never added to the image.
 
   Attributes:
-    relu: whether one follows.
+    relu: whether a ReLU follows.
     leak: its slope below 0.
   """
 
@@ -166,11 +178,12 @@ class BatchNorm(nn.Module):
   leak: float = 0.0
 
   @nn.compact
-  def __call__(self, x: Array, train: bool, views: int = 1) -> Array:
+  def __call__(self, x: Array, offset: Array, train: bool, views: int = 1) -> Array:
     """Normalises [B, *spatial, C].
 
     Args:
-      x: the batch.
+      x: the batch, as `unbiased` of a convolution returns it.
+      offset: [C], its bias.
       train: by the batch's statistics, which then enter the running averages if "batch_stats" is mutable; else by the running averages.
       views: parts of the batch with statistics of their own, see `norm.batch_norm`; the first alone enters the running averages.
     """
@@ -181,12 +194,12 @@ class BatchNorm(nn.Module):
     running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
     if not train:
       gain = scale * jax.lax.rsqrt(running_var.value + norm.EPSILON)
-      y = x * gain + (bias - running_mean.value * gain)
+      y = x * gain + (bias + (offset - running_mean.value) * gain)
       return (norm.rectify(y, self.leak) if self.relu else y).astype(x.dtype)
     y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views, self.leak)
     if self.is_mutable_collection("batch_stats"):
       count = x.size // channels // views
-      running_mean.value = 0.9 * running_mean.value + 0.1 * mean[0]
+      running_mean.value = 0.9 * running_mean.value + 0.1 * (mean[0] + offset)
       running_var.value = 0.9 * running_var.value + 0.1 * var[0] * (count / max(count - 1, 1))
     return y
 

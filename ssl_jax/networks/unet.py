@@ -118,14 +118,14 @@ class UNet2D(nn.Module):
     def blocks(x: Array, features: int, name: str, rate: float = 0.0, residual: bool = False) -> Array:
       first = x
       for i in range(2):
-        x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
-        x = BatchNorm(relu=not (residual and i), leak=LEAK, name=f"{name}_norm{i}")(x, train, views)
+        unbiased = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}").unbiased(x)
+        x = BatchNorm(relu=not (residual and i), leak=LEAK, name=f"{name}_norm{i}")(*unbiased, train, views)
         if rate and i == 0:
           x = nn.Dropout(rate, name=f"{name}_dropout")(x, deterministic=not dropout)
       if not residual:
         return x
-      short = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short")(first)
-      return norm.rectify(x + BatchNorm(name=f"{name}_short_norm")(short, train, views), LEAK)
+      short = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short").unbiased(first)
+      return norm.rectify(x + BatchNorm(name=f"{name}_short_norm")(*short, train, views), LEAK)
 
     def encode(x: Array, level: int) -> Array:
       name, rate = f"encoder{level + 1}", self.dropout * DROPOUT_OF_LEVEL[level]

@@ -65,22 +65,22 @@ class VNet(nn.Module):
     dropout = train if dropout is None else dropout
     x = x.astype(self.dtype)
 
+    def normalised(layer: Conv | Down | Up, x: Array, name: str, relu: bool = True) -> Array:
+      return BatchNorm(relu=relu, name=name)(*layer.unbiased(x), train, views)
+
     def blocks(x: Array, count: int, features: int, name: str) -> Array:
       for i in range(count):
-        x = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}")(x)
-        x = BatchNorm(relu=True, name=f"{name}_norm{i}")(x, train, views)
+        x = normalised(Conv(features, dtype=self.dtype, name=f"{name}_conv{i}"), x, f"{name}_norm{i}")
       return x
 
     def residual_blocks(x: Array, count: int, features: int, name: str) -> Array:
       def block(x: Array, name: str, halve: bool) -> Array:
-        y = (Down if halve else Conv)(features, dtype=self.dtype, name=f"{name}_conv0")(x)
-        y = BatchNorm(relu=True, name=f"{name}_norm0")(y, train, views)
-        y = Conv(features, dtype=self.dtype, name=f"{name}_conv1")(y)
-        y = BatchNorm(name=f"{name}_norm1")(y, train, views)
+        y = normalised((Down if halve else Conv)(features, dtype=self.dtype, name=f"{name}_conv0"), x, f"{name}_norm0")
+        y = normalised(Conv(features, dtype=self.dtype, name=f"{name}_conv1"), y, f"{name}_norm1", relu=False)
         if halve:
           every_second = x[(slice(None), *[slice(None, None, 2)] * (x.ndim - 2))]
-          x = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short")(every_second)
-          x = BatchNorm(name=f"{name}_short_norm")(x, train, views)
+          short = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short")
+          x = normalised(short, every_second, f"{name}_short_norm", relu=False)
         return nn.relu(x + y)
 
       for i in range(count):
@@ -94,8 +94,7 @@ class VNet(nn.Module):
         if level:
           skips.append(x)
         if level and not self.residual:
-          x = Down(features, dtype=self.dtype, name=f"{name}_down")(x)
-          x = BatchNorm(relu=True, name=f"{name}_down_norm")(x, train, views)
+          x = normalised(Down(features, dtype=self.dtype, name=f"{name}_down"), x, f"{name}_down_norm")
         x = (residual_blocks if level and self.residual else blocks)(x, count, features, name)
         if level == 3 and self.cma and (train or self.is_initializing()):
           x = CrossSampleAttention(dtype=self.dtype, name="cma")(x, dropout)
@@ -105,8 +104,7 @@ class VNet(nn.Module):
       levels = []
       for level, (count, skip) in enumerate(zip(DECODER_BLOCKS, reversed(skips), strict=True), start=1):
         name = f"{branch}decoder{level}"
-        x = Up(skip.shape[-1], mode=upsample, dtype=self.dtype, name=f"{name}_up")(x)
-        x = BatchNorm(relu=True, name=f"{name}_up_norm")(x, train, views)
+        x = normalised(Up(skip.shape[-1], mode=upsample, dtype=self.dtype, name=f"{name}_up"), x, f"{name}_up_norm")
         x = blocks(x + skip, count, skip.shape[-1], name)
         levels.append(x)
       x = channel_dropout(self, x, self.dropout, dropout)

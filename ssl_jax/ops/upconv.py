@@ -62,10 +62,13 @@ def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
 
 def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   products = grad.astype(jnp.float32)
-  for axis in range(x.ndim - 2, 0, -1):
+  for axis in range(x.ndim - 2, 1, -1):
     products = jnp.concatenate(_halve(products, axis, _blends(x.shape[axis], interpolate)), axis=-1)
-  grad_x = jnp.matmul(products, _columns(w).T.astype(jnp.float32)).astype(x.dtype)
-  columns = jnp.matmul(x.reshape(-1, x.shape[-1]).T.astype(jnp.float32), products.reshape(-1, products.shape[-1]))
+  thirds = _halve(products, 1, _blends(x.shape[1], interpolate))  # together they would be the largest array of a step
+  rows = x.reshape(-1, x.shape[-1]).T.astype(jnp.float32)
+  columns = jnp.concatenate([jnp.matmul(rows, third.reshape(-1, third.shape[-1])) for third in thirds], axis=-1)
+  mixed = jnp.split(_columns(w).astype(jnp.float32), 3, axis=-1)
+  grad_x = functools.reduce(lax.add, [jnp.matmul(third, part.T) for third, part in zip(thirds, mixed, strict=True)]).astype(x.dtype)
   return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2).astype(w.dtype)
 
 

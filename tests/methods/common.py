@@ -56,7 +56,7 @@ class Pyramid(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, dropout=None, views=1):
-    f4 = BatchNorm(relu=True)(Conv(2, size=1)(x), train, views)
+    f4 = BatchNorm(relu=True)(*Conv(2, size=1).unbiased(x), train, views)
     f4 = channel_dropout(self, f4 + Conv(2, size=1, name="short")(x) if self.residual else f4, 0.5, bool(dropout))
     every = lambda n: f4[(slice(None), *[slice(None, None, n)] * (x.ndim - 2))]  # averages would hide what DIM attends to
     f3, f2 = Conv(4, size=1)(3 * every(2)), Conv(8, size=1)(3 * every(4))
@@ -88,7 +88,8 @@ class Pixelwise(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, dropout=None, views=1, perturb=0.0):
-    x = BatchNorm(relu=True)(Conv(4, size=1)(x), train, views) + (Conv(4, size=1, name="short")(x) if self.residual else 0.0)
+    short = Conv(4, size=1, name="short")(x) if self.residual else 0.0
+    x = BatchNorm(relu=True)(*Conv(4, size=1).unbiased(x), train, views) + short
     x = channel_dropout(self, x, perturb, perturb > 0)
     output = NetworkOutput(Conv(self.num_classes, size=1, name="output")(x), x, x, x, x)
     return with_heads(output, self.further, self.scales, self.num_classes)
