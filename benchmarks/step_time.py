@@ -39,8 +39,8 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Peak]:
 
   from ssl_jax import methods
   from ssl_jax.core import optim
+  from ssl_jax.core.step import order_for_memory
   from ssl_jax.networks.factory import Networks
-  from ssl_jax.ops.remat import order_for_memory
   from ssl_jax.types import NetworkConfig, OptimConfig, Task
 
   if args.remat:

@@ -37,10 +37,10 @@ from ml_collections import config_flags
 
 from ssl_jax import config
 from ssl_jax.core import distributed
+from ssl_jax.core.step import order_for_memory
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import Experiment, open_experiment, record, refuse_another, restore, with_synthetic
 from ssl_jax.export.write import write_model
-from ssl_jax.ops.remat import order_for_memory
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table

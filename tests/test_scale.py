@@ -12,8 +12,7 @@ import pytest
 
 from ssl_jax import networks
 from ssl_jax.core import optim, sharding
-from ssl_jax.core.step import forward
-from ssl_jax.ops.remat import order_for_memory
+from ssl_jax.core.step import forward, order_for_memory
 from ssl_jax.types import InputError, NetworkConfig, OptimConfig
 from tests.helpers import tiny_config
 

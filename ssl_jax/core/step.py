@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from ssl_jax.ops import remat
 from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
 Term = Callable[[], Array | tuple[Array, Metrics]]
+_IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def weighted_terms(
@@ -51,6 +54,16 @@ def applied(network: Any, **settings: Any) -> Callable[..., Any]:
   """Returns `network.apply` with these settings as a function of its own: a step that calls it three times traces and lowers it once."""
   apply = functools.partial(network.apply, **settings)
   return jax.jit(jax.checkpoint(apply, policy=remat.POLICY) if getattr(network, "remat", False) else apply)
+
+
+def order_for_memory() -> None:
+  """Has XLA:CPU order programs for memory instead of concurrency, or keeping less saves nothing there; before JAX is first used.
+
+  A flag of the process: as an option of one program XLA accepts it and does not heed it.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  if metadata.version("jaxlib").startswith("0.10.") and _IN_ORDER.split("=")[0] not in flags:  # elsewhere an unknown flag may end XLA
+    os.environ["XLA_FLAGS"] = f"{flags} {_IN_ORDER}".strip()
 
 
 def forward(

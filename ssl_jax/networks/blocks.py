@@ -102,9 +102,14 @@ class Down(nn.Module):
   features: int
   dtype: Any = jnp.float32
 
+  def __call__(self, x: Array) -> Array:
+    """Maps [B, *spatial, in] to [B, *(spatial / 2), features]."""
+    y, bias = self.unbiased(x)
+    return y + bias
+
   @nn.compact
   def unbiased(self, x: Array) -> tuple[Array, Array]:
-    """Maps [B, *spatial, in] to [B, *(spatial / 2), features] without its bias, and the bias [features], for a `BatchNorm`."""
+    """Returns the result without its bias, and the bias [features], for a `BatchNorm`."""
     rank, channels = x.ndim - 2, x.shape[-1]
     init = torch_uniform(channels * 2**rank)
     kernel = self.param("kernel", init, (2,) * rank + (channels, self.features))
