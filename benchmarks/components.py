@@ -1,26 +1,21 @@
 """Time to find the largest component of four masks, ours beside SciPy's labelling, alternating in one run.
 
-  python -m benchmarks.components [--root=data/la] [--shape=112,112,80] [--batch=4] [--rounds=15]
+  python -m benchmarks.components [--root=data/la] [--shape=112,112,80] [--batch=4] [--rounds=15] [--json=PATH]
 
 `--root` is a folder with `labelsTr/*.nii.gz`; without it the shapes are phantom blobs. Both are distorted as an early network's predictions
 are: a ragged surface and islands. The other masks are hard cases: noise close to where one component takes over, and a single path of width
 1 through the whole volume.
 """
 
-import argparse
-import datetime
-import os
-import platform
-import statistics
-import time
+import functools
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import numpy as np
 from scipy import ndimage
 
+from benchmarks import common
 from ssl_jax.ops import components
 
 Side = Callable[[np.ndarray], np.ndarray]
@@ -79,58 +74,34 @@ def path(shape: tuple[int, ...]) -> np.ndarray:
   return mask
 
 
-def measure(sides: dict[str, Side], masks: np.ndarray, rounds: int) -> dict[str, list[float]]:
-  """Milliseconds of every side in every round; the sides take turns, and their results are the same."""
-  placed = jax.device_put(masks)
-  expected = scipy_largest(masks)
-  times: dict[str, list[float]] = {name: [] for name in sides}
-  for turn in range(rounds + 1):
-    for name, side in sides.items():
-      given = placed if name != "SciPy in a loop" else masks
-      start = time.perf_counter()
-      out = side(given)
-      taken = 1e3 * (time.perf_counter() - start)
-      if turn == 0:  # compiles
-        assert np.array_equal(out, expected), name
-      else:
-        times[name].append(taken)
-  return times
-
-
-def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--root", type=Path, help="folder with labelsTr/*.nii.gz; default: phantom blobs")
-  parser.add_argument("--shape", default="112,112,80", type=lambda s: tuple(map(int, s.split(","))))
-  parser.add_argument("--batch", default=4, type=int)
-  parser.add_argument("--rounds", default=15, type=int)
-  return parser.parse_args()
-
-
 def main() -> None:
-  args = parse()
+  parser = common.parser(__doc__)
+  parser.add_argument("--root", type=Path, help="folder with labelsTr/*.nii.gz; default: phantom blobs")
+  parser.add_argument("--shape", default="112,112,80", type=common.sides_of)
+  parser.add_argument("--batch", default=4, type=int)
+  args = parser.parse_args()
   rng = np.random.default_rng(0)
   sides = {
     "ours: hooking (CPU, GPU)": compiled(components._by_hooking),
     "ours: sweeps (TPU)": compiled(components._by_sweeps),
-    "SciPy in a loop": scipy_largest,
     "SciPy in `jit`, by callback": compiled(scipy_in_jit),
+    "SciPy in a loop": scipy_largest,
   }
   cases = {
     "atria" if args.root else "blobs": atria(args.root, args.batch, args.shape, rng),
     "noise, 10 % of the voxels": rng.random((args.batch, *args.shape)) < 0.1,
     "one path": np.stack([path(args.shape)] * args.batch),
   }
-  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "numpy", "scipy"))
-  print(f"{datetime.date.today()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-  print(f"{'×'.join(map(str, (args.batch, *args.shape)))}, {args.rounds} rounds, median (fastest) in ms\n")
-  times = {}
-  for number, (case, masks) in enumerate(cases.items()):  # sweeps take hundreds of rounds on hard cases
-    times[case] = measure({name: side for name, side in sides.items() if number == 0 or "sweeps" not in name}, masks, args.rounds)
-  print("| | " + " | ".join(cases) + " |\n|---|" + "---:|" * len(cases))
-  for name in sides:
-    values = (times[case].get(name) for case in cases)
-    cells = (f"{statistics.median(ms):.1f} ({min(ms):.1f})" if ms else "–" for ms in values)
-    print(f"| {name} | " + " | ".join(cells) + " |")
+  rows: list[common.Row] = []
+  for number, (case, masks) in enumerate(cases.items()):
+    placed, expected = jax.device_put(masks), scipy_largest(masks)
+    measured = {}
+    for name, side in sides.items():
+      if number == 0 or "sweeps" not in name:  # sweeps take hundreds of rounds on hard cases
+        measured[name] = functools.partial(side, masks if name == "SciPy in a loop" else placed)
+        np.testing.assert_array_equal(measured[name](), expected, name)
+    rows += common.rows_of(case, common.take_turns(measured, args.rounds))
+  common.report(f"Largest component of {'x'.join(map(str, (args.batch, *args.shape)))}, {args.rounds} rounds", rows, args.json)
 
 
 if __name__ == "__main__":

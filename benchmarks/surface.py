@@ -1,26 +1,21 @@
 """Time of the distances of whole scans, ours beside medpy's, alternating in one run.
 
-  python -m benchmarks.surface [--root=data/la] [--scans=4] [--rounds=5]
+  python -m benchmarks.surface [--root=data/la] [--scans=4] [--rounds=5] [--uncropped]
 
 `--root` is a folder with `labelsTr/*.nii.gz`; without it the scans are phantom blobs. Each is compared with a distorted copy, ragged and
-with islands, as an early network's prediction is: as it is on disk, and in the middle of the challenge's uncropped field. The values of
-both sides must agree.
+with islands, as an early network's prediction is: as it is on disk, and on demand in the middle of the challenge's uncropped
+field. The values of both sides must agree.
 """
 
-import argparse
-import datetime
-import os
-import platform
-import statistics
-import time
+import functools
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from medpy.metric import binary as medpy
 from scipy import ndimage
 
+from benchmarks import common
 from benchmarks.components import atria, distorted
 from ssl_jax import metrics
 
@@ -54,44 +49,35 @@ def scans(root: Path | None, count: int) -> Iterator[tuple[np.ndarray, np.ndarra
     yield distorted(label, rng), label, tuple(map(float, scan.header.get_zooms()))
 
 
-def measure(sides: tuple[Side, Side], scan: tuple[np.ndarray, np.ndarray, tuple[float, ...]], rounds: int) -> list[list[float]]:
-  """Seconds of both sides in every round; the sides take turns."""
-  times: list[list[float]] = [[], []]
-  for _ in range(rounds):
-    found = []
-    for side, taken in zip(sides, times, strict=True):
-      start = time.perf_counter()
-      found.append(side(*scan))
-      taken.append(time.perf_counter() - start)
-    np.testing.assert_allclose(*found, rtol=1e-6)
-  return times
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = common.parser(__doc__)
   parser.add_argument("--root", type=Path, help="folder with labelsTr/*.nii.gz; default: phantom blobs")
   parser.add_argument("--scans", default=4, type=int)
-  parser.add_argument("--rounds", default=5, type=int)
+  parser.add_argument("--uncropped", action="store_true", help="in the uncropped field, too; minutes for medpy")
   options = parser.parse_args()
-  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "scipy", "medpy"))
-  print(f"{datetime.date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-  print(f"{options.scans} scans, {options.rounds} rounds, median (fastest) in s; the values agree to 1e-6\n")
-  print("| field | what | ours | medpy | medpy / ours |\n|---|---|---:|---:|---:|")
   pairs = list(scans(options.root, options.scans))
-  for field, of_field in (("cropped", lambda mask: mask), ("×".join(map(str, FIELD)), in_field)):
-    for what, sides in SIDES.items():
-      taken: list[list[float]] = [[], []]
+  rows: list[common.Row] = []
+  fields = {"cropped": lambda mask: mask, **({"x".join(map(str, FIELD)): in_field} if options.uncropped else {})}
+  for field, of_field in fields.items():
+    for what, (ours, theirs) in SIDES.items():
+      taken: dict[str, list[float]] = {"ours": [], "medpy": []}
       for pred, label, mm in pairs:
-        for all_times, times in zip(taken, measure(sides, (of_field(pred), of_field(label), mm), options.rounds), strict=True):
-          all_times += times
-      cells = (f"{statistics.median(times):.2f} ({min(times):.2f})" for times in taken)
-      ratio = statistics.median(taken[1]) / statistics.median(taken[0])
-      print(f"| {field} | {what} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+        given = (of_field(pred), of_field(label), mm)
+        np.testing.assert_allclose(ours(*given), theirs(*given), rtol=1e-6)
+        sides = {"ours": functools.partial(ours, *given), "medpy": functools.partial(theirs, *given)}
+        for side, times in common.take_turns(sides, options.rounds).items():
+          taken[side] += times
+      rows += common.rows_of(f"{what}, {field}", taken)
   islands, surface = zip(
     *((ndimage.label(pred)[1] - 1, surface_voxels(pred) + surface_voxels(label)) for pred, label, _ in pairs), strict=True
   )
-  shapes = ", ".join("×".join(map(str, label.shape)) for _, label, _ in pairs)
-  print(f"\nCropped: {shapes}; {min(islands)} to {max(islands)} islands; {min(surface)} to {max(surface)} surface voxels of both masks.")
+  shapes = ", ".join("x".join(map(str, label.shape)) for _, label, _ in pairs)
+  common.report(
+    f"Distances of {len(pairs)} scans, {options.rounds} rounds; the values agree to 1e-6. Cropped: {shapes}; "
+    f"{min(islands)} to {max(islands)} islands; {min(surface)} to {max(surface)} surface voxels of both masks.",
+    rows,
+    options.json,
+  )
 
 
 def in_field(mask: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""CAML's training step in plain PyTorch with its memory bank in the host's memory: the peer of `--method=caml`."""
+"""CAML's training step in plain PyTorch with its memory bank in the host's memory: the peer of `--config=caml_la`."""
 
 import numpy as np
 import torch
 from torch import nn
-from torch_vnet import VNet
+
+from benchmarks.torch_vnet import VNet
 
 ROWS, COLUMNS, WIDTH, TEMPERATURE = 12800, 256, 64, 0.1
 

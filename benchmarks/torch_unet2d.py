@@ -1,8 +1,9 @@
-"""The 2D U-Net of `ssl_jax.networks.unet` in plain PyTorch with the supervised training step: the peer of `--network=unet2d`."""
+"""The 2D U-Net of `ssl_jax.networks.unet` in plain PyTorch with the supervised training step: the peer in two dimensions."""
 
 import torch
 from torch import nn
-from torch_vnet import ce_dice
+
+from benchmarks.torch_vnet import ce_dice
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 

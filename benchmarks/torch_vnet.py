@@ -1,5 +1,6 @@
 """The V-Net of `ssl_jax.networks.vnet` in plain PyTorch with the supervised training step: the peer of the step-time benchmark."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -39,13 +40,19 @@ class VNet(nn.Module):
     self.decoder = nn.ModuleList(_blocks(n, w, w) for n, w in zip((3, 3, 2, 1), widths[-2::-1], strict=True))
     self.dropout = nn.Dropout3d(dropout)
     self.output = nn.Conv3d(width, num_classes, 1)
-
     self.attention = attention
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    return self.with_features(x)[0]
+    return self.parts(x)[0]
 
   def with_features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return self.parts(x)[:2]
+
+  def with_bottleneck(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return self.parts(x)[::2]
+
+  def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, last features, bottleneck."""
     skips = []
     for level, blocks in enumerate(self.encoder):
       if level:
@@ -54,10 +61,24 @@ class VNet(nn.Module):
       x = blocks(x)
       if level == 3 and self.attention is not None:
         x = self.attention(x)
-    x = self.dropout(x)
+    x = bottleneck = self.dropout(x)
     for up, blocks in zip(self.up, self.decoder, strict=True):
       x = blocks(up(x) + skips.pop())
-    return self.output(self.dropout(x)), x
+    return self.output(self.dropout(x)), x, bottleneck
+
+  def published_state(self) -> dict[str, np.ndarray]:
+    """The weights under the names of the published V-Net with transposed convolutions, which `ssl_jax.interop` reads."""
+    levels = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    def published(name: str) -> str:
+      if name.startswith("output"):
+        return name.replace("output", "out_conv")
+      part, level, *block, layer, array = name.split(".")
+      if block:  # three layers a block, the third without weights
+        return f"block_{levels[int(level) + (5 if part == 'decoder' else 0)]}.conv.{3 * int(block[0]) + int(layer)}.{array}"
+      return f"block_{levels[int(level) + (4 if part == 'up' else 0)]}_{'up' if part == 'up' else 'dw'}.conv.{layer}.{array}"
+
+    return {published(name): array.detach().cpu().numpy() for name, array in self.state_dict().items()}
 
 
 def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -138,6 +138,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         check_main(words[words.index("--") + 1 :])
         words = words[: words.index("--")]
       script = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
+      script = script if script.is_file() else script.with_suffix("") / "__main__.py"
       source = script.read_text()
       assert all(word.split("=")[0] in source for word in words if word.startswith("--")), words
   else:
@@ -180,7 +181,7 @@ def test_commands_parse(page, monkeypatch):
     "python -m ssl_jax.sweep --sweep=configs/ablations/no_such.py",
     "python -m ssl_jax.data no-such data/la",
     "python -m ssl_jax.report runs/a --no_such=1",
-    "python benchmarks/step_time.py --no_such=1",
+    "python -m benchmarks.step_time --no_such=1",
     "make no-such",
     "no_such",
   ],
