@@ -8,8 +8,7 @@ def upsample_linear(x: Array, corners_aligned: bool = True) -> Array:
   """Doubles every spatial side by linear interpolation.
 
   Corners aligned: output i samples i (n − 1) / (2n − 1). Not aligned: (i + ½) / 2 − ½, clamped. Both need only two neighbours with fixed
-    weights for
-  even and for odd outputs, so the axes are blended and interleaved without a gather.
+  weights for even and for odd outputs, so the axes are blended and interleaved without a gather.
 
   Args:
     x: [B, *spatial, C]; gradient flows here.

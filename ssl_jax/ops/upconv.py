@@ -77,10 +77,11 @@ def _columns(w: Array) -> Array:
   return jnp.moveaxis(w, -2, 0).reshape(w.shape[-2], -1)
 
 
+@functools.lru_cache(maxsize=256)
 def _blends(side: int, interpolate: Interpolation) -> np.ndarray:
   """Weights f32[2, 3, 3, side] of one axis: output 2k + p is the sum over taps t and d of [p, t, d, k] times product t at k + d − 1."""
-  with jax.ensure_compile_time_eval():
-    doubling = np.array(interpolate(jnp.eye(side)[None])[0])  # [2 · side, side]
+  with jax.ensure_compile_time_eval():  # one program: operation by operation took seconds of a CAML step's tracing
+    doubling = np.array(jax.jit(interpolate)(np.eye(side, dtype=np.float32)[None])[0])  # [2 · side, side]
   padded = np.pad(doubling, ((1, 1), (1, 1)))
   k = np.arange(side)
   return np.array([[[padded[2 * k + p + t, k + d] for d in range(3)] for t in range(3)] for p in range(2)])
