@@ -12,6 +12,7 @@ from skimage.segmentation import find_boundaries
 
 from ssl_jax import config, methods
 from ssl_jax.core.adversary import Adversary
+from ssl_jax.data.phantom import make_phantom
 from ssl_jax.networks.discriminator import Discriminator
 from ssl_jax.ops.conv import conv4_down2
 from ssl_jax.ops.distance import signed_distance, squared_distance
@@ -296,8 +297,13 @@ def test_the_players_pull_in_opposite_directions():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_steps(name):
+def test_a_hundred_steps_on_phantoms(name):
   method, batch, _ = build(name, lr=0.1, **({"discriminator_lr": 1e-3} if name in ADVERSARIAL else {}), ramp=0.0)
+  scans = [make_phantom((16, 16, 16), np.random.default_rng(i)) for i in range(4)]
+  image, label = (np.stack(arrays)[:, :, :, 8] for arrays in zip(*scans, strict=True))  # a slice is enough
+  image = image[..., None].astype(np.float32)
+  batch["labelled"].update(image=image[:2], label=label[:2].astype(np.int32))
+  batch["unlabelled"].update(image=image[2:])
   state, step = jax.jit(method.init)(jax.random.key(0), batch), jax.jit(method.steps["train"])
   found = []
   for _ in range(100):
