@@ -155,11 +155,14 @@ def compare(args: argparse.Namespace) -> list[common.Row]:
     if cache:
       for side in set(sides) - {"torch"}:
         Worker(side, args.tuned, cache).process.kill()  # compiles and leaves the program behind
-    workers = {side: Worker(side, args.tuned, cache) for side in sides}
-  common.take_turns({side: worker.step for side, worker in workers.items()}, args.rounds)
-  taken = {side: [step["wall_s"] for step in worker.steps[1:]] for side, worker in workers.items()}
-  rows = common.rows_of(args.config, taken)
-  return [{**row, **workers[row["side"]].close()} for row in rows]
+    taken: dict[str, list[float]] = {}
+    beside: dict[str, common.Row] = {}
+    for together in [[side] for side in sides] if args.apart else [sides]:
+      workers = {side: Worker(side, args.tuned, cache) for side in together}
+      common.take_turns({side: worker.step for side, worker in workers.items()}, args.rounds)
+      for side, worker in workers.items():
+        taken[side], beside[side] = [step["wall_s"] for step in worker.steps[1:]], worker.close()
+  return [{**row, **beside[row["side"]]} for row in common.rows_of(args.config, taken)]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -174,6 +177,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--peer", default="torch", help="torch, none, or the folder of another checkout")
   parser.add_argument("--tuned", action="store_true", help="malloc as `python -m ssl_jax.main` sets it, on both sides")
   parser.add_argument("--cached", action="store_true", help="ours loads its program, as every start of a run but the first does")
+  parser.add_argument("--apart", action="store_true", help="one side after the other, where both do not fit into memory")
   parser.add_argument("--worker", choices=("ours", "torch"), help=argparse.SUPPRESS)
   return parser.parse_args(argv)
 
@@ -187,7 +191,7 @@ def main() -> None:
   cfg = configured(args)
   sizes = " + ".join(str(n) for n in (cfg.train.batch_labelled, cfg.train.batch_unlabelled, cfg.train.batch_synthetic) if n)
   shape, malloc = "x".join(map(str, cfg.data.patch)), "tuned malloc" if args.tuned else "default malloc"
-  switches = [switch for switch in ("remat", "cached") if getattr(args, switch)]
+  switches = [switch for switch in ("remat", "cached", "apart") if getattr(args, switch)]
   notes = ", ".join((f"width {cfg.network.width}", cfg.network.dtype, malloc, *switches))
   common.report(f"{args.config}: batch {sizes} of {shape}, {notes}, {args.rounds} rounds", rows, args.json)
 
