@@ -66,7 +66,7 @@ def main() -> None:
     mesh = experiment.mesh
     step, _ = compile_step(experiment, cfg.train.phases[0][0])
     number, size = exchanged(step.as_text())  # type: ignore[attr-defined]
-    state = jax.jit(lambda experiment=experiment: experiment.init(run_key(cfg)), out_shardings=experiment.state_sharding)()
+    state = experiment.first_state()
     key = jax.device_put(run_key(cfg), sharding.replicated(mesh))
     sizes = {"batch_labelled": options.batch, "batch_unlabelled": options.batch}
     stream = data.batches(cfg.data, experiment.source, experiment.split, seed=0, start_step=0, num_steps=options.rounds + 2, **sizes)

@@ -55,7 +55,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
       batch[stream]["label"] = (image[..., 0] > 0).astype(np.int32)
   batch = jax.device_put(batch, sharding.over_data(experiment.mesh))
   key = jax.device_put(run_key(cfg), sharding.replicated(experiment.mesh))
-  state = jax.jit(experiment.init, out_shardings=experiment.state_sharding)(key)
+  state = experiment.first_state()
   compiled: Any = None
   found: common.Row = {}
 

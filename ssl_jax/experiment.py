@@ -119,6 +119,12 @@ class Experiment:
     """Returns the state before the first step; pure, for `jit` and `eval_shape`."""
     return self.method.init(key, self.batch_spec)
 
+  def first_state(self) -> TrainState:
+    """Returns the state before the first step, every device with its part."""
+    # It runs once, and LLVM takes five times as long to optimize its hundreds of draws as to translate them.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(lambda: self.init(run_key(self.cfg)), out_shardings=self.state_sharding, compiler_options=quick)()
+
   @functools.cached_property
   def abstract_state(self) -> PyTree:
     """Shapes and dtypes of the state.

@@ -69,7 +69,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
   if checkpoints.steps():
     state = checkpoints.restore(experiment.abstract_state, experiment.state_sharding, set_aside=True)
     return state, int(state.step)
-  return jax.jit(lambda: experiment.init(run_key(experiment.cfg)), out_shardings=experiment.state_sharding)(), 0
+  return experiment.first_state(), 0
 
 
 def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:

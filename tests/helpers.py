@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -17,7 +16,7 @@ from scipy import ndimage
 from configs import common, own_data
 from ssl_jax import config, methods
 from ssl_jax.core.checkpoint import Checkpoints
-from ssl_jax.experiment import open_experiment, record, run_key
+from ssl_jax.experiment import open_experiment, record
 from ssl_jax.types import Config
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +81,7 @@ def untrained_run(cfg: Config, folder: Path) -> Path:
   experiment = open_experiment(cfg)
   record(experiment, folder)
   checkpoints = Checkpoints(folder / "checkpoints")
-  checkpoints.save(0, jax.jit(experiment.init)(run_key(cfg)))
+  checkpoints.save(0, experiment.first_state())
   checkpoints.close()
   return folder
 

@@ -65,7 +65,7 @@ def test_a_step_is_finite_and_its_loss_that_of_float32_in_bfloat16(name):
     experiment = open_experiment(cfg)
     batch = jax.tree.map(lambda s: jnp.asarray(random(*s.shape) > 0, s.dtype), experiment.batch_spec)
     step, _ = compile_step(experiment, cfg.train.phases[-1][0])
-    state, metrics = step(jax.jit(experiment.init)(run_key(cfg)), batch, run_key(cfg))
+    state, metrics = step(experiment.first_state(), batch, run_key(cfg))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state.students, metrics))))
     losses[dtype] = float(metrics["loss"])
   assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
