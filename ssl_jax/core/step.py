@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +16,7 @@ from ssl_jax.ops import remat
 from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
 Term = Callable[[], Array | tuple[Array, Metrics]]
+_LARGE_PART = 1 << 20  # voxels whose activations outweigh work on kernels
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
@@ -35,9 +36,7 @@ def weighted_terms(
   Raises:
     ValueError: a weight names no term.
   """
-  unknown = set(weights) - set(terms)
-  if unknown:
-    raise ValueError(f"config.method.weights.{sorted(unknown)[0]}: no such loss term; known: {', '.join(sorted(terms))}")
+  require_known(weights, terms)
   total: Array = jnp.float32(0.0)
   metrics: dict[str, Array] = {}
   for name, weight in weights.items():
@@ -47,6 +46,54 @@ def weighted_terms(
       metrics |= {f"loss_{name}": value, **further}
       total += weight * (scale or {}).get(name, jnp.float32(1.0)) * value
   return total, {"loss": total, **metrics}
+
+
+def require_known(weights: Iterable[str], terms: Iterable[str]) -> None:
+  """Raises `ValueError` where a weight names no term."""
+  unknown = set(weights) - set(terms)
+  if unknown:
+    raise ValueError(f"config.method.weights.{sorted(unknown)[0]}: no such loss term; known: {', '.join(sorted(terms))}")
+
+
+def in_turn(
+  loss_fn: Callable[[PyTree, PyTree, PyTree], tuple[Array, tuple[PyTree, Metrics]]], params: PyTree, carry: PyTree, parts: PyTree
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+  """Sums a loss over parts of a batch, each with its gradient before the next begins: memory holds the activations of one part.
+
+  Small parts are left to XLA's order, which works on each kernel once for all of them: a loop took 1.15 of the time at 64×64×32.
+
+  Args:
+    loss_fn: `(params, carry, part) -> (loss, (carry, metrics))`.
+    params: what the gradient is of; none flows to `carry` and `parts`.
+    carry: what one part leaves to the next, such as running averages.
+    parts: arrays whose leading axis counts the parts.
+
+  Returns:
+    The sum, and the last carry with the metrics of all parts, stacked.
+  """
+
+  def run(params: PyTree, of_part: Callable[..., tuple[Any, PyTree]]) -> tuple[Any, PyTree]:
+    def add(before: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], Metrics]:
+      found, (carry, metrics) = of_part(params, before[0], part)
+      return (carry, jax.tree.map(jnp.add, before[1], found)), metrics
+
+    first = jax.tree.map(lambda a: a[0], parts)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, carry, first)[0])
+    small = max(leaf.size for leaf in jax.tree.leaves(first)) < _LARGE_PART
+    (last, total), metrics = jax.lax.scan(add, (carry, zero), parts, unroll=small)
+    return total, (last, metrics)
+
+  def with_gradient(params: PyTree, carry: PyTree, part: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+    (loss, further), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, part)
+    return (loss, grads), further
+
+  def forward(params: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+    (loss, grads), further = run(params, with_gradient)
+    return (loss, further), grads
+
+  total = jax.custom_vjp(lambda params: run(params, loss_fn))
+  total.defvjp(forward, lambda grads, cotangents: (jax.tree.map(lambda grad: cotangents[0] * grad, grads),))
+  return total(params)
 
 
 @functools.lru_cache(maxsize=256)

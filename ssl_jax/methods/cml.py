@@ -16,7 +16,7 @@ the other way round [C].
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import descend, forward, infer, init_state, weighted_terms
+from ssl_jax.core.step import descend, forward, in_turn, infer, init_state, require_known, weighted_terms
 from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.consistency import feature_discrepancy
 from ssl_jax.ops.cutmix import box_anywhere, paste
@@ -76,6 +76,8 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   first = networks.backbone()
   pair = {"a": first, "b": first if options.shared_weights else networks.backbone(upsample="trilinear")}
   owner = {"a": "a", "b": "a" if options.shared_weights else "b"}  # whose parameters a pass uses
+  require_known(options.weights, terms := ("supervised", "pseudo", "discrepancy"))
+  weights = dict.fromkeys(terms, 0.0) | options.weights | ({"discrepancy": 0.0} if options.mode == "cps" else {})
   mean_logits = options.average == "logits" or (options.average == "variant" and options.variant == "official")
 
   def init(key: Array, batch: Batch) -> TrainState:
@@ -84,43 +86,47 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         raise ValueError(f"config.train.batch_{half}: CML mixes two halves of the batch, so it must be even; got {size}")
     return init_state({name: pair[name] for name in owner.values()}, optimizer, key, batch["labelled"]["image"])
 
-  def both(students: PyTree, stats: PyTree, image: Array, key_of: Callable[[str], Array], use: str) -> tuple[dict[str, Any], PyTree]:
+  def both(students: PyTree, stats: PyTree, image: Array, keys: Mapping[str, Array]) -> tuple[dict[str, Any], PyTree]:
     out, stats = {}, dict(stats)
     for name, network in pair.items():
       own = owner[name]
-      out[name], stats[own] = forward(network, students[own], stats[own], image, key=key_of(f"{use}_{name}"))
+      out[name], stats[own] = forward(network, students[own], stats[own], image, key=keys[name])
     return out, stats
 
   def mixed(box: Array, array: Array) -> Array:
     half = len(array) // 2
     return paste(box, array[:half], array[half:])
 
+  def loss_of_view(students: PyTree, stats: PyTree, view: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+    out, stats = both(students, stats, view["image"], view["key"])
+    terms = {
+      "fit": lambda: sum(ce_dice(out[name].logits, view["target"][name]) for name in pair),  # Eqs. (7), (10)
+      "discrepancy": lambda: sum(feature_discrepancy(out[n].bottleneck, out[OTHER[n]].bottleneck) for n in pair),  # Eqs. (1), (2)
+    }
+    loss, metrics = weighted_terms({"fit": 1.0, "discrepancy": weights["discrepancy"]}, terms, {"fit": view["weight"]})
+    return loss, (stats, metrics)
+
   def step(phase: str, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     spatial = batch["labelled"]["label"].shape[1:]
     key_of = lambda use: rng.key_for(key, state.step, use)
+    keys_of = lambda use: {name: key_of(f"dropout_{use}_{name}") for name in pair}
     box_l, box_u = (box_anywhere(key_of(use), spatial, options.cutmix_size) for use in ("box_l", "box_u"))
-    image_l, label_l = (mixed(box_l, batch["labelled"][name]) for name in ("image", "label"))
-    image_u, stats, pseudo, weights = batch["unlabelled"]["image"], state.stats, {}, dict(options.weights)
-    if options.mode == "cps":
-      weights["discrepancy"] = 0.0
-    if phase == "pretrain":
-      weights.pop("pseudo", None)
-    else:
-      weak, stats = both(state.students, stats, image_u, key_of, "dropout_weak")  # training mode, no gradient [C]
+    image_u, stats, pseudo = batch["unlabelled"]["image"], state.stats, {}
+    label_l = mixed(box_l, batch["labelled"]["label"])
+    views = {"supervised": (mixed(box_l, batch["labelled"]["image"]), {name: label_l for name in pair}, keys_of("l"))}
+    if phase == "selftrain":
+      weak, stats = both(state.students, stats, image_u, keys_of("weak"))  # training mode, no gradient [C]
       pseudo = {name: largest_per_class(weak[name].logits) for name in pair}  # "NMS" [P, C]
+      views["pseudo"] = (mixed(box_u, image_u), targets(box_u, pseudo, options.mode), keys_of("u"))
 
     def loss_fn(students):
-      out_l, new = both(students, stats, image_l, key_of, "dropout_l")
-      views = [out_l]
-      terms: dict[str, Any] = {"supervised": lambda: sum(ce_dice(out_l[name].logits, label_l) for name in pair)}  # Eq. (7)
-      if pseudo:
-        out_u, new = both(students, new, mixed(box_u, image_u), key_of, "dropout_u")
-        views.append(out_u)
-        target = targets(box_u, pseudo, options.mode)
-        terms["pseudo"] = lambda: sum(ce_dice(out_u[name].logits, target[name]) for name in pair)  # Eq. (10)
-      apart = lambda out, name: feature_discrepancy(out[name].bottleneck, out[OTHER[name]].bottleneck)
-      terms["discrepancy"] = lambda: sum(apart(out, name) for out in views for name in pair)  # Eqs. (1), (2)
-      return *weighted_terms(weights, terms), {"stats": new}  # Eqs. (4), (11)
+      parts = [dict(zip(("image", "target", "key"), view, strict=True), weight=weights[name]) for name, view in views.items()]
+      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+      loss, (new, found) = in_turn(loss_of_view, students, stats, stacked)  # Eqs. (4), (11)
+      metrics = {f"loss_{name}": found["loss_fit"][i] for i, name in enumerate(views) if weights[name]}
+      if weights["discrepancy"]:
+        metrics["loss_discrepancy"] = jnp.sum(found["loss_discrepancy"])
+      return loss, {"loss": loss, **metrics}, {"stats": new}
 
     state, metrics = descend(optimizer, state, loss_fn)
     if pseudo:

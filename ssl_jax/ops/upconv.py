@@ -54,7 +54,8 @@ upsample_conv3.defvjp(_forward, _backward)
 
 
 def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
-  products = jnp.matmul(x, _columns(w), preferred_element_type=jnp.float32)
+  padded = jnp.pad(x, [(0, 0), *[(1, 1)] * (x.ndim - 2), (0, 0)])  # once; to shift products would copy each
+  products = jnp.matmul(padded, _columns(w), preferred_element_type=jnp.float32)
   for axis in range(1, x.ndim - 1):
     products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis], interpolate))
   return products.astype(x.dtype)
@@ -88,7 +89,9 @@ def _blends(side: int, interpolate: Interpolation) -> np.ndarray:
 
 
 def _double(taps: Sequence[Array], axis: int, blends: np.ndarray) -> Array:
-  terms = lambda p: [_along(blends[p, t, d], axis, x) * _shift(x, axis, d - 1) for t, x in enumerate(taps) for d in _used(blends[p, t])]
+  """Three taps of side + 2 voxels along an axis -> their blend of 2 · side."""
+  part = lambda x, d: lax.slice_in_dim(x, d, d + blends.shape[-1], axis=axis)
+  terms = lambda p: [_along(blends[p, t, d], axis, x) * part(x, d) for t, x in enumerate(taps) for d in _used(blends[p, t])]
   even, odd = (functools.reduce(lax.add, terms(p)) for p in range(2))
   return jnp.stack([even, odd], axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
 
