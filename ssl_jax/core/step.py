@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -56,7 +56,10 @@ def require_known(weights: Iterable[str], terms: Iterable[str]) -> None:
 
 
 def in_turn(
-  loss_fn: Callable[[PyTree, PyTree, PyTree], tuple[Array, tuple[PyTree, Metrics]]], params: PyTree, carry: PyTree, parts: PyTree
+  loss_fn: Callable[[PyTree, PyTree, PyTree], tuple[Array, tuple[PyTree, Metrics]]],
+  params: PyTree,
+  carry: PyTree,
+  parts: Sequence[PyTree],
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
   """Sums a loss over parts of a batch, each with its gradient before the next begins: memory holds the activations of one part.
 
@@ -66,22 +69,29 @@ def in_turn(
     loss_fn: `(params, carry, part) -> (loss, (carry, metrics))`.
     params: what the gradient is of; none flows to `carry` and `parts`.
     carry: what one part leaves to the next, such as running averages.
-    parts: arrays whose leading axis counts the parts.
+    parts: of the batch; a loop needs the same shapes in all, others are left to XLA's order as well.
 
   Returns:
     The sum, and the last carry with the metrics of all parts, stacked.
   """
+  stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+  shapes = [jax.tree.map(jnp.shape, part) for part in parts]
+  large = min(max(leaf.size for leaf in jax.tree.leaves(part)) for part in parts) >= _LARGE_PART
 
   def run(params: PyTree, of_part: Callable[..., tuple[Any, PyTree]]) -> tuple[Any, PyTree]:
     def add(before: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], Metrics]:
       found, (carry, metrics) = of_part(params, before[0], part)
       return (carry, jax.tree.map(jnp.add, before[1], found)), metrics
 
-    first = jax.tree.map(lambda a: a[0], parts)
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, carry, first)[0])
-    small = max(leaf.size for leaf in jax.tree.leaves(first)) < _LARGE_PART
-    (last, total), metrics = jax.lax.scan(add, (carry, zero), parts, unroll=small)
-    return total, (last, metrics)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, carry, parts[0])[0])
+    if large and all(shape == shapes[0] for shape in shapes):
+      (last, total), metrics = jax.lax.scan(add, (carry, zero), stack(parts))
+      return total, (last, metrics)
+    state, found = (carry, zero), []
+    for part in parts:
+      state, metrics = add(state, part)
+      found.append(metrics)
+    return state[1], (state[0], stack(found))
 
   def with_gradient(params: PyTree, carry: PyTree, part: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
     (loss, further), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, part)

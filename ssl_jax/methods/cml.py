@@ -77,7 +77,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
   pair = {"a": first, "b": first if options.shared_weights else networks.backbone(upsample="trilinear")}
   owner = {"a": "a", "b": "a" if options.shared_weights else "b"}  # whose parameters a pass uses
   require_known(options.weights, terms := ("supervised", "pseudo", "discrepancy"))
-  weights = dict.fromkeys(terms, 0.0) | options.weights | ({"discrepancy": 0.0} if options.mode == "cps" else {})
+  weights = {**dict.fromkeys(terms, 0.0), **options.weights, **({"discrepancy": 0.0} if options.mode == "cps" else {})}
   mean_logits = options.average == "logits" or (options.average == "variant" and options.variant == "official")
 
   def init(key: Array, batch: Batch) -> TrainState:
@@ -97,9 +97,12 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     half = len(array) // 2
     return paste(box, array[:half], array[half:])
 
+  def view(term: str, image: Array, target: Mapping[str, Array], key: Mapping[str, Array]) -> dict[str, Any]:
+    return {"image": image, "target": target, "key": key, "weight": jnp.float32(weights[term])}
+
   def loss_of_view(students: PyTree, stats: PyTree, view: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
     out, stats = both(students, stats, view["image"], view["key"])
-    terms = {
+    terms: dict[str, Any] = {
       "fit": lambda: sum(ce_dice(out[name].logits, view["target"][name]) for name in pair),  # Eqs. (7), (10)
       "discrepancy": lambda: sum(feature_discrepancy(out[n].bottleneck, out[OTHER[n]].bottleneck) for n in pair),  # Eqs. (1), (2)
     }
@@ -113,16 +116,14 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     box_l, box_u = (box_anywhere(key_of(use), spatial, options.cutmix_size) for use in ("box_l", "box_u"))
     image_u, stats, pseudo = batch["unlabelled"]["image"], state.stats, {}
     label_l = mixed(box_l, batch["labelled"]["label"])
-    views = {"supervised": (mixed(box_l, batch["labelled"]["image"]), {name: label_l for name in pair}, keys_of("l"))}
+    views = {"supervised": view("supervised", mixed(box_l, batch["labelled"]["image"]), dict.fromkeys(pair, label_l), keys_of("l"))}
     if phase == "selftrain":
       weak, stats = both(state.students, stats, image_u, keys_of("weak"))  # training mode, no gradient [C]
       pseudo = {name: largest_per_class(weak[name].logits) for name in pair}  # "NMS" [P, C]
-      views["pseudo"] = (mixed(box_u, image_u), targets(box_u, pseudo, options.mode), keys_of("u"))
+      views["pseudo"] = view("pseudo", mixed(box_u, image_u), targets(box_u, pseudo, options.mode), keys_of("u"))
 
     def loss_fn(students):
-      parts = [dict(zip(("image", "target", "key"), view, strict=True), weight=weights[name]) for name, view in views.items()]
-      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-      loss, (new, found) = in_turn(loss_of_view, students, stats, stacked)  # Eqs. (4), (11)
+      loss, (new, found) = in_turn(loss_of_view, students, stats, list(views.values()))  # Eqs. (4), (11)
       metrics = {f"loss_{name}": found["loss_fit"][i] for i, name in enumerate(views) if weights[name]}
       if weights["discrepancy"]:
         metrics["loss_discrepancy"] = jnp.sum(found["loss_discrepancy"])
