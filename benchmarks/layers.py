@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import common
+from ssl_jax import compiler
 from ssl_jax.networks import blocks
 from ssl_jax.networks.factory import Networks
 from ssl_jax.ops.segmentation import ce_dice
@@ -65,7 +66,7 @@ def calls_of(network: nn.Module, image: jax.Array) -> collections.Counter[Call]:
 
 
 def timed(rounds: int, what: str, side: str, function: Callable[..., Any], *operands: Any) -> common.Row:
-  compiled = jax.jit(function)
+  compiled = jax.jit(function, compiler_options=compiler.for_convolutions())
   return common.rows_of(what, common.take_turns({side: lambda: jax.block_until_ready(compiled(*operands))}, rounds))[0]
 
 

@@ -42,14 +42,14 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
   import jax
   import numpy as np
 
+  from ssl_jax import compiler
   from ssl_jax.core import sharding
-  from ssl_jax.core.step import order_for_memory
   from ssl_jax.experiment import open_experiment, run_key
   from ssl_jax.train import compile_step
 
   cfg = configured(args)
   if cfg.network.remat:
-    order_for_memory()
+    compiler.order_for_memory()
   experiment = open_experiment(cfg)
   rng, batch = np.random.default_rng(0), {}
   for stream, spec in experiment.batch_spec.items():

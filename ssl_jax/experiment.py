@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax import config, data, methods
+from ssl_jax import compiler, config, data, methods
 from ssl_jax.core import optim, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
@@ -113,7 +113,8 @@ class Experiment:
   @functools.cached_property
   def pseudo_labels(self) -> Callable[..., Any] | None:
     """The method's pseudo-labels, compiled once; `None` when it has none."""
-    return jax.jit(self.method.pseudo_labels) if self.method.pseudo_labels else None
+    labels = self.method.pseudo_labels
+    return jax.jit(labels, compiler_options=compiler.for_convolutions()) if labels else None
 
   def init(self, key: jax.Array) -> PyTree:
     """Returns the state before the first step; pure, for `jit` and `eval_shape`."""
@@ -121,9 +122,8 @@ class Experiment:
 
   def first_state(self) -> TrainState:
     """Returns the state before the first step, every device with its part."""
-    # It runs once, and LLVM takes five times as long to optimize its hundreds of draws as to translate them.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda: self.init(run_key(self.cfg)), out_shardings=self.state_sharding, compiler_options=quick)()
+    init = lambda: self.init(run_key(self.cfg))
+    return jax.jit(init, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())()
 
   @functools.cached_property
   def abstract_state(self) -> PyTree:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax import compiler
 from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.types import Array, EvalConfig, InputError, PyTree
 
@@ -18,6 +19,10 @@ _GAUSSIAN_WIDTH = 8  # standard deviations along a side of a window
 _NETWORK_STRIDE = 16  # voxels; all networks halve the resolution four times
 
 Predictor = Callable[[PyTree, Array], Array]
+
+
+def _of_batch(predict: Predictor) -> Predictor:
+  return jax.jit(lambda state, images: predict(state, images).astype(jnp.float32), compiler_options=compiler.for_convolutions())
 
 
 def whole_scan(predict: Predictor, patch: Sequence[int], cfg: EvalConfig) -> "SlidingWindow | SliceWise | WholeVolume":
@@ -103,7 +108,8 @@ class SlidingWindow:
     self._volume = (0,) * len(self._patch)
     self._profiles = [_gaussian(size) if weights == "gaussian" else np.ones(size, np.float32) for size in self._patch]
     profile = functools.reduce(np.multiply, np.ix_(*self._profiles)) if weights == "gaussian" else None
-    self._run = jax.jit(functools.partial(_average_windows, predict, self._patch, self._window_batch, profile))
+    run = functools.partial(_average_windows, predict, self._patch, self._window_batch, profile)
+    self._run = jax.jit(run, compiler_options=compiler.for_convolutions())
 
   def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
     """Grows the compiled volume to hold scans of all these spatial shapes, so that they share one compilation."""
@@ -170,7 +176,7 @@ class SliceWise:
     if window_batch < 1:
       raise InputError(f"window_batch must be at least 1, got {window_batch}")
     self._patch, self._window_batch = tuple(patch), window_batch
-    self._run = jax.jit(lambda state, slices: predict(state, slices).astype(jnp.float32))
+    self._run = _of_batch(predict)
 
   def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
     """Does nothing: what is compiled does not depend on the scans' shapes."""
@@ -210,7 +216,7 @@ class WholeVolume:
     if multiple < 1:
       raise InputError(f"multiple must be at least 1, got {multiple}")
     self._multiple = multiple
-    self._run = jax.jit(lambda state, image: predict(state, image).astype(jnp.float32))
+    self._run = _of_batch(predict)
 
   def reserve(self, shapes: Sequence[Sequence[int]]) -> None:
     """Does nothing: a scan is padded no more than the network needs."""

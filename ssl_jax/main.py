@@ -35,9 +35,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax import config
+from ssl_jax import compiler, config
 from ssl_jax.core import distributed
-from ssl_jax.core.step import order_for_memory
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import Experiment, open_experiment, record, refuse_another, restore, with_synthetic
 from ssl_jax.export.write import write_model
@@ -174,7 +173,7 @@ def prepare_compiler(*configs: Config) -> None:
   waiting for each other.
   """
   if any(cfg.network.remat for cfg in configs):
-    order_for_memory()
+    compiler.order_for_memory()
   if jax.default_backend() == "cpu" and jax.device_count() > 1:
     jax.config.update("jax_enable_compilation_cache", False)
   elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:

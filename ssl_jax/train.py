@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssl_jax import data
+from ssl_jax import compiler, data
 from ssl_jax.core import sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.distributed import StopNotice, Watchdog
@@ -85,6 +85,7 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     donate_argnums=0,
     in_shardings=(state, over_data, replicated),
     out_shardings=(state, replicated),
+    compiler_options=compiler.for_convolutions(),
   )
   begin = time.perf_counter()
   try:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "ssl_jax"
 # Room -> rooms it may import. A room is a folder or a file directly under ssl_jax/; every room may import itself.
 ALLOWED = {
   "types": set(),
+  "compiler": set(),
   "ops": set(),
   "metrics": set(),
   "config": {"types"},
@@ -19,17 +20,17 @@ ALLOWED = {
   "networks": {"types", "ops"},
   "data": {"types"},
   "methods": {"types", "core", "ops"},
-  "inference": {"types", "data"},
+  "inference": {"types", "compiler", "data"},
   "interop": {"types", "networks"},
   "report": {"types", "config", "metrics", "experiment"},
-  "experiment": {"types", "config", "core", "networks", "data", "methods", "inference"},
-  "train": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment", "evaluate", "report"},
+  "experiment": {"types", "compiler", "config", "core", "networks", "data", "methods", "inference"},
+  "train": {"types", "compiler", "config", "core", "networks", "data", "methods", "inference", "experiment", "evaluate", "report"},
   "evaluate": {"types", "config", "core", "networks", "data", "methods", "inference", "metrics", "experiment"},
   "segment": {"types", "data"},
   "predict": {"types", "data", "experiment", "segment"},
-  "export": {"types", "config", "data", "inference", "experiment", "segment"},
+  "export": {"types", "compiler", "config", "data", "inference", "experiment", "segment"},
   "recorded": {"config"},
-  "main": {"types", "config", "core", "experiment", "train", "evaluate", "predict", "export", "report"},
+  "main": {"types", "compiler", "config", "core", "experiment", "train", "evaluate", "predict", "export", "report"},
   "sweep": {"types", "config", "methods", "experiment", "train", "report", "main"},
 }
 MAX_LINES = 400

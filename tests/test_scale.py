@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from ssl_jax import networks
+from ssl_jax import compiler, networks
 from ssl_jax.core import optim, sharding
-from ssl_jax.core.step import forward, order_for_memory
+from ssl_jax.core.step import forward
+from ssl_jax.ops.conv import conv3
 from ssl_jax.types import InputError, NetworkConfig, OptimConfig
 from tests.helpers import tiny_config
 
@@ -54,11 +55,20 @@ def test_recomputing_keeps_less():
 @pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="a flag of jaxlib 0.10")
 def test_ordering_for_memory_keeps_other_flags_and_a_choice_already_made(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--other=1")
-  order_for_memory()
+  compiler.order_for_memory()
   assert os.environ["XLA_FLAGS"] == "--other=1 --xla_cpu_enable_concurrency_optimized_scheduler=false"
   monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=true")
-  order_for_memory()
+  compiler.order_for_memory()
   assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_concurrency_optimized_scheduler=true"
+
+
+@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="an option of jaxlib 0.10")
+def test_convolutions_are_not_library_calls_on_cpus(monkeypatch):
+  images, kernel = jnp.ones((4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+  calls = lambda options: jax.jit(conv3).lower(images, kernel).compile(options).as_text().count("ynn")
+  assert calls(compiler.for_convolutions()) == 0 < calls(None)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert compiler.for_convolutions() is None and compiler.for_one_run() is None
 
 
 def test_groups_have_batch_statistics_of_their_own():

@@ -1,4 +1,4 @@
-"""Comparisons: methods at equal data, batch, optimizer, width and number of steps, each with its own options and decoders."""
+"""Comparisons: methods at equal data, batch, optimizer, width and number of steps, each with its own options, decoders and weak views."""
 
 import importlib
 import importlib.util
@@ -6,6 +6,9 @@ import importlib.util
 from configs import common
 from ssl_jax.report.published import find
 from ssl_jax.sweep import Sweep, Variant
+
+# Beside its options: the decoder, and who turns and flips images, the pipeline or (`data.view` "none") the method's step.
+OWN = (("network", "upsample"), ("data", "view"))
 
 
 def compare(base, dataset, small, num_steps, names, title):
@@ -21,13 +24,13 @@ def compare(base, dataset, small, num_steps, names, title):
   """
   shared = importlib.import_module(f"configs.{base}").get_config()
   known = {row.method: row.values for row in find(dataset, shared.data.num_labelled)}
-  variants = tuple(Variant(name, _overrides(name, shared.network, dataset, small, num_steps), known.get(name, {})) for name in names)
+  variants = tuple(Variant(name, _overrides(name, shared, dataset, small, num_steps), known.get(name, {})) for name in names)
   return Sweep(f"configs/{base}.py", variants, title=title)
 
 
-def _overrides(name, network, dataset, small, num_steps):
+def _overrides(name, shared, dataset, small, num_steps):
   committed = importlib.util.find_spec(f"configs.{name}_{dataset}_small")
   config = importlib.import_module(f"configs.{name}_{dataset}{'_small' if committed else ''}").get_config()
   config = common.shortened(config if committed else small(config), num_steps)
-  decoder = {"network.upsample": config.network.upsample} if config.network.upsample != network.upsample else {}
-  return {"method": config.method.to_dict(), "train.phases": config.train.phases, **decoder}
+  own = {f"{part}.{key}": config[part][key] for part, key in OWN if config[part][key] != shared[part][key]}
+  return {"method": config.method.to_dict(), "train.phases": config.train.phases, **own}

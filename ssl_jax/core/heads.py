@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -13,6 +12,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, infer, init_state, student, weighted_terms
 from ssl_jax.ops.consistency import mutual_consistency
 from ssl_jax.ops.segmentation import dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, TrainState
 
 
@@ -47,7 +47,7 @@ def build_mutual(options: MutualOptions, networks: Any, optimizer: optax.Gradien
     networks.backbone(further=options.further),
     optimizer,
     options,
-    supervised=lambda logits, label: sum(dice_batch(jax.nn.softmax(x), label) for x in logits),
+    supervised=lambda logits, label: sum(dice_batch(softmax(x), label) for x in logits),
     consistency=lambda logits, _: mutual_consistency(logits, options.temperature),  # of labelled and unlabelled images [C]
     published_select="best",  # by Dice on the test list [C]
   )
@@ -93,7 +93,7 @@ def build(
 
   def mean(state: TrainState, image: Array) -> Array:
     heads = infer(network, state.students["a"], state.stats["a"], image).heads
-    return jnp.mean(jax.nn.softmax(jnp.stack(heads)), axis=0)
+    return jnp.mean(softmax(jnp.stack(heads)), axis=0)
 
   predictors = {"first": student(network), "mean": mean}
   predict = predictors.pop(options.evaluated)

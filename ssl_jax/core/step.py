@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -13,11 +11,11 @@ import optax
 
 from ssl_jax.core import ema
 from ssl_jax.ops import remat
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
 Term = Callable[[], Array | tuple[Array, Metrics]]
 _LARGE_PART = 1 << 20  # voxels whose activations outweigh work on kernels
-_IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def weighted_terms(
@@ -113,16 +111,6 @@ def applied(network: Any, **settings: Any) -> Callable[..., Any]:
   return jax.jit(jax.checkpoint(apply, policy=remat.POLICY) if getattr(network, "remat", False) else apply)
 
 
-def order_for_memory() -> None:
-  """Has XLA:CPU order programs for memory instead of concurrency, or keeping less saves nothing there; before JAX is first used.
-
-  A flag of the process: as an option of one program XLA accepts it and does not heed it.
-  """
-  flags = os.environ.get("XLA_FLAGS", "")
-  if metadata.version("jaxlib").startswith("0.10.") and _IN_ORDER.split("=")[0] not in flags:  # elsewhere an unknown flag may end XLA
-    os.environ["XLA_FLAGS"] = f"{flags} {_IN_ORDER}".strip()
-
-
 def forward(
   network: Any, params: PyTree, stats: PyTree, image: Array, *, key: Array | None, views: int = 1, **extra: Any
 ) -> tuple[Any, PyTree]:
@@ -151,7 +139,7 @@ def infer(network: Any, params: PyTree, stats: PyTree, image: Array) -> Any:
 
 def probabilities(network: Any, params: PyTree, stats: PyTree, image: Array) -> Array:
   """Returns softmax probabilities f32[B, *spatial, C] in inference mode."""
-  return jax.nn.softmax(infer(network, params, stats, image).logits)
+  return softmax(infer(network, params, stats, image).logits)
 
 
 def init_network(network: Any, key: Array, image: Array) -> tuple[PyTree, PyTree]:

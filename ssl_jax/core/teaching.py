@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -13,6 +12,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, follow, forward, init_state, student, teacher, weighted_terms
 from ssl_jax.ops.consistency import mean_squared
 from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, TrainState
 
 
@@ -63,7 +63,7 @@ def build(
       out, stats = forward(network, students["a"], state.stats["a"], seen, key=key_of("dropout_a"))
       terms = {
         "supervised": lambda: ce_dice(out.logits[: len(label)], label),
-        "consistency": lambda: mean_squared(jax.nn.softmax(out.logits[len(label) :]), lesson.target, lesson.counted),
+        "consistency": lambda: mean_squared(softmax(out.logits[len(label) :]), lesson.target, lesson.counted),
       }
       rising = {"consistency": ramp(state.step // options.ramp_unit_steps, options.ramp)}
       return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}
@@ -86,4 +86,4 @@ def taught(network: Any, state: TrainState, image: Array, key: Array | None, sta
   """
   own = state.teacher["stats"]["a"] if stats is None else stats
   out, stats = forward(network, state.teacher["students"]["a"], own, image, key=key)
-  return jax.nn.softmax(out.logits), stats
+  return softmax(out.logits), stats

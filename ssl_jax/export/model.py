@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from ssl_jax import config, data
+from ssl_jax import compiler, config, data
 from ssl_jax.inference import Predictor, whole_scan
 from ssl_jax.segment import Segment, Segmented, segment_case, segment_files
 from ssl_jax.types import Array, DataConfig, EvalConfig, InputError, read_json
@@ -60,7 +60,7 @@ class Model:
 
   @functools.cached_property
   def _predict(self) -> Predictor:
-    return jax.jit(self.program.call)
+    return jax.jit(self.program.call, compiler_options=compiler.for_convolutions())
 
   @functools.cached_property
   def _weights(self) -> Mapping[str, Array]:

@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -24,6 +23,7 @@ from ssl_jax.core.step import descend, follow, forward, init_state, student, tea
 from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.cutmix import box_anywhere, paste
 from ssl_jax.ops.segmentation import ce_dice, cross_entropy, dice_soft
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -48,7 +48,7 @@ def region_loss(logits: Array, label: Array, region: Array) -> Array:
   """½ (CE + Dice) of f32[B, *spatial, C] against i32[B, *spatial] within `region` bool[*spatial], CE as the mean over it [C]."""
   inside = jnp.broadcast_to(region, label.shape)
   mean_ce = cross_entropy(logits, label, inside) / (jnp.mean(region) + 1e-16)
-  return 0.5 * (mean_ce + dice_soft(jax.nn.softmax(logits), label, mask=inside))
+  return 0.5 * (mean_ce + dice_soft(softmax(logits), label, mask=inside))
 
 
 def halves(array: Array) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from ssl_jax.ops import select
 from ssl_jax.ops.consistency import cross_pseudo_supervision, sharpened_consistency
 from ssl_jax.ops.correlation import correlation, correlation_consistency
 from ssl_jax.ops.segmentation import dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 HEADS = ("projection", "prediction")
@@ -116,7 +117,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
   def confident_rows(out: PyTree, count: int) -> tuple[Array, Array, Array]:
     """Unlabelled voxels on which both agree, per class the most confident of network a: index, whether it counts; and all of them."""
-    prob = jax.lax.stop_gradient(jax.nn.softmax(out["a"].logits[count:])).reshape(-1, num_classes)
+    prob = jax.lax.stop_gradient(softmax(out["a"].logits[count:])).reshape(-1, num_classes)
     predicted = jnp.argmax(prob, axis=-1)
     same = predicted == jnp.argmax(out["b"].logits[count:], axis=-1).reshape(-1)
     pick = lambda c: select.most_confident(jnp.max(prob, axis=-1), same & (predicted == c), options.rows)
@@ -165,7 +166,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
       logits = (out["a"].logits, out["b"].logits)
       terms = {
-        "supervised": lambda: sum(dice_batch(jax.nn.softmax(x[: len(label)]), label) for x in logits),
+        "supervised": lambda: sum(dice_batch(softmax(x[: len(label)]), label) for x in logits),
         "consistency": lambda: (
           sharpened_consistency(*logits, temperature=options.sharpening) if official else cross_pseudo_supervision(*logits)
         ),

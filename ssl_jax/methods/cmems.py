@@ -25,6 +25,7 @@ from ssl_jax.core import rng
 from ssl_jax.core.step import descend, forward, init_state, require_synthetic, student, weighted_terms
 from ssl_jax.ops import views
 from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 OTHER = {"a": "b", "b": "a"}
@@ -113,7 +114,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         strong[name] = strong_view(key_of(f"strong_{name}"), weak[name], options)
         # Batch statistics and no dropout, as a teacher; real slices enter the running averages here [D].
         out, stats[name] = forward(network, state.students[name], stats[name], weak[name], key=None)
-        pseudo[name] = pseudo_label(jax.nn.softmax(out.logits), options.threshold, options.unconfident)  # Eq. (3), no gradient
+        pseudo[name] = pseudo_label(softmax(out.logits), options.threshold, options.unconfident)  # Eq. (3), no gradient
 
     def loss_fn(students):
       new, out = dict(stats), {}

@@ -19,7 +19,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -29,6 +28,7 @@ from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.consistency import feature_discrepancy
 from ssl_jax.ops.cutmix import box_anywhere, paste
 from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 OTHER = {"a": "b", "b": "a"}
@@ -139,9 +139,9 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
   def predict(state: TrainState, image: Array) -> Array:
     logits = jnp.stack([logits_of(name, state, image) for name in pair])
-    return jax.nn.softmax(jnp.mean(logits, axis=0)) if mean_logits else jnp.mean(jax.nn.softmax(logits), axis=0)
+    return softmax(jnp.mean(logits, axis=0)) if mean_logits else jnp.mean(softmax(logits), axis=0)
 
-  single = lambda name: lambda state, image: jax.nn.softmax(logits_of(name, state, image))
+  single = lambda name: lambda state, image: softmax(logits_of(name, state, image))
   also = {} if options.shared_weights else {f"network_{name}": single(name) for name in pair}
   phases = {phase: lambda *args, phase=phase: step(phase, *args) for phase in ("pretrain", "selftrain")}
   return Method(init, phases, predict, also, published_select="best")  # by Dice on the test list [C]

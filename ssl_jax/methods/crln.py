@@ -28,6 +28,7 @@ from ssl_jax.core.step import forward, init_network, move, probabilities, weight
 from ssl_jax.ops.contrast import positive_supervision
 from ssl_jax.ops.cutmix import strong_view
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 
@@ -113,11 +114,11 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     """Teacher on the weak view: probabilities before and after rectification, and its running averages."""
     teacher = state.teacher
     out, stats = forward(network, teacher["network"], teacher["stats"], image, key=key)
-    before = jax.nn.softmax(out.logits)
+    before = softmax(out.logits)
     rectified = rectifier.apply(
       {"params": state.students["rectifier"]}, out.logits, correction(teacher["dim"], teacher["prototypes"], out)
     )  # Eq. (8)
-    return before, jnp.where(state.step >= options.rectify_from_step, jax.nn.softmax(rectified), before), stats
+    return before, jnp.where(state.step >= options.rectify_from_step, softmax(rectified), before), stats
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     image_l, label_l, image_u = batch["labelled"]["image"], batch["labelled"]["label"], batch["unlabelled"]["image"]
@@ -138,7 +139,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         loss, anchors = positive_supervision(
           key_of("cps"),
           context=apply("context")(out.f4),  # not the halves joined again: several devices would exchange them
-          prob=jax.lax.stop_gradient(jax.nn.softmax(out.logits)),
+          prob=jax.lax.stop_gradient(softmax(out.logits)),
           label=jnp.concatenate([label_l, jnp.argmax(prob_u, axis=-1)]),
           reliable=jnp.concatenate([jnp.ones(label_l.shape, bool), shown & (jnp.max(prob_u, axis=-1) > options.tau_weak)]),
           prototypes=prototypes,

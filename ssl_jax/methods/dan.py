@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from ssl_jax.core import rng
@@ -22,6 +21,7 @@ from ssl_jax.core.adversary import Adversary
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops.segmentation import ce_dice
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -62,7 +62,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       out, stats = forward(network, params, state.stats["a"], image, key=key_of("dropout_a"))
       terms = {
         "supervised": lambda: ce_dice(out.logits[:count], label),
-        "adversarial": lambda: adversary.deceived(state, jax.nn.softmax(out.logits[count:]), image[count:]),
+        "adversarial": lambda: adversary.deceived(state, softmax(out.logits[count:]), image[count:]),
       }
       rising = {"adversarial": ramp(state.step // options.ramp_unit_steps, options.ramp)}
       return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}

@@ -23,6 +23,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops.distance import signed_distance
 from ssl_jax.ops.segmentation import dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -58,7 +59,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     def loss_fn(students):
       out, stats = forward(network, students["a"], state.stats["a"], image, key=rng.key_for(key, state.step, "dropout_a"))
-      prob = jax.nn.softmax(out.logits)
+      prob = softmax(out.logits)
       terms = {
         "supervised": lambda: dice_batch(prob[: len(label)], label, 1e-5, squared=True),
         "distance": lambda: jnp.mean((out.distance[: len(label)] - signed_distance(label, num_classes)) ** 2),

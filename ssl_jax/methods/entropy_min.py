@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -20,6 +19,7 @@ from ssl_jax.core import rng
 from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops.segmentation import ce_dice, normalised_entropy
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -56,7 +56,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
       out, stats = forward(network, students["a"], state.stats["a"], image, key=rng.key_for(key, state.step, "dropout_a"))
       terms = {
         "supervised": lambda: ce_dice(out.logits[: len(label)], label),
-        "entropy": lambda: jnp.mean(normalised_entropy(jax.nn.softmax(out.logits[first:]))),
+        "entropy": lambda: jnp.mean(normalised_entropy(softmax(out.logits[first:]))),
       }
       rising = {"entropy": ramp(state.step // options.ramp_unit_steps, options.ramp)}
       return *weighted_terms(options.weights, terms, rising), {"stats": {"a": stats}}

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -21,6 +20,7 @@ from ssl_jax.core import rng
 from ssl_jax.core.step import descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops.cutmix import strong_view
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.ops.views import colour_jitter
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
@@ -64,7 +64,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     key_of = lambda use: rng.key_for(key, state.step, use)
     # Batch statistics and no dropout, as a teacher; unchanged scans enter the running averages here [D].
     weak, stats_weak = forward(network, state.students["a"], state.stats["a"], image_u, key=None)
-    image_s, target, shown = strong_view(key_of("strong"), image_u, jax.nn.softmax(weak.logits), **view)
+    image_s, target, shown = strong_view(key_of("strong"), image_u, softmax(weak.logits), **view)
     image = jnp.concatenate([image_l, colour_jitter(key_of("colour"), image_s, options.colour_jitter)])
 
     def loss_fn(students):

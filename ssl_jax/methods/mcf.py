@@ -24,6 +24,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, init_state, student, weighted_terms
 from ssl_jax.ops.consistency import error_where_different, sharpen
 from ssl_jax.ops.segmentation import cross_entropy, dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -66,12 +67,12 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         out, stats[name] = forward(network, students[name], state.stats[name], image, key=dropout)
         logits[name] = out.logits
       (a, b), (u_a, u_b) = ([x[half] for x in logits.values()] for half in (slice(count), slice(count, None)))
-      dice = [dice_batch(jax.nn.softmax(x), label) for x in (a, b)]
+      dice = [dice_batch(softmax(x), label) for x in (a, b)]
       a_teaches = dice[0] < dice[1]
 
       def competition():
         target = jax.lax.stop_gradient(sharpen(jnp.where(a_teaches, u_a, u_b), options.temperature))
-        return jnp.mean((jax.nn.softmax(jnp.where(a_teaches, u_b, u_a)) - target) ** 2)
+        return jnp.mean((softmax(jnp.where(a_teaches, u_b, u_a)) - target) ** 2)
 
       terms = {
         "supervised": lambda: sum(cross_entropy(x, label) + d for x, d in zip((a, b), dice, strict=True)),

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -24,6 +23,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import both_halves, descend, forward, infer, init_state, student, weighted_terms
 from ssl_jax.ops.distance import signed_distance
 from ssl_jax.ops.segmentation import dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
 
@@ -62,7 +62,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     def loss_fn(params):
       out, stats = forward(network, params, state.stats["a"], image, key=key_of("dropout_a"))
       terms = {
-        "supervised": lambda: dice_batch(jax.nn.softmax(out.logits[:count]), label, 1e-5, squared=True),
+        "supervised": lambda: dice_batch(softmax(out.logits[:count]), label, 1e-5, squared=True),
         "distance": lambda: jnp.mean((out.distance[:count] - signed_distance(label, num_classes)) ** 2),
         "adversarial": lambda: adversary.deceived(state, out.distance[count:], image[count:]),
       }

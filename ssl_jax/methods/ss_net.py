@@ -31,6 +31,7 @@ from ssl_jax.ops.adversarial import adversarial_noise
 from ssl_jax.ops.consistency import dice_distance
 from ssl_jax.ops.contrast import prototype_distance
 from ssl_jax.ops.segmentation import dice_batch
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 HEADS = ("projection", "prediction")
@@ -121,13 +122,13 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
     def loss_fn(students):
       out, running = forward(network, students["a"], state.stats["a"], image, key=key_of("dropout_a"))
-      prob = jax.nn.softmax(out.logits)
+      prob = softmax(out.logits)
       reference = jax.lax.stop_gradient(prob)
       stats, memory = {**state.stats, "a": running}, state.memory  # `separate` changes both
 
       def distance(params: PyTree, noisy: Array, use: str) -> Array:
         moved, _ = forward(network, params, state.stats["a"], noisy, key=key_of(use))
-        return dice_distance(jax.nn.softmax(moved.logits), reference, squared=squared)
+        return dice_distance(softmax(moved.logits), reference, squared=squared)
 
       def smooth() -> Array:
         fixed = jax.lax.stop_gradient(students["a"])

@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -29,6 +28,7 @@ from ssl_jax.ops import translate
 from ssl_jax.ops.consistency import overlap_divergence
 from ssl_jax.ops.cutmix import strong_view
 from ssl_jax.ops.segmentation import ce_dice, confident_regional_cross_entropy, dice_soft
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.ops.views import uniform_noise
 from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
 
@@ -82,7 +82,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     if taught:
       for name in OTHER:
         out, stats[name] = forward(network, state.students[name], stats[name], image[count:], key=key_of(f"dropout_target_{name}"))
-        prob[name] = jax.nn.softmax(out.logits)  # no gradient
+        prob[name] = softmax(out.logits)  # no gradient
       for name, other in OTHER.items():
         view: dict[str, Any] = {"kind": "cutmix" if options.cutmix else "none", "alpha": options.alpha, "crop": 1.0, "noise": options.noise}
         mixed[name], target[name], _ = strong_view(key_of(f"mixed_{name}"), image[count:], prob[other], **view)
@@ -109,7 +109,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
           first, second = (translate.paste(part, place, spatial) for part, place in zip(parts, places, strict=True))
           pairs[name] = overlap_divergence(first, second, shared)
       crc = lambda name: confident_regional_cross_entropy(out[name][count:], target[name], options.positive, options.negative)
-      dice = lambda name: dice_soft(jax.nn.softmax(out[name][count:]), jnp.argmax(target[name], axis=-1))
+      dice = lambda name: dice_soft(softmax(out[name][count:]), jnp.argmax(target[name], axis=-1))
       terms: dict[str, Any] = {
         "supervised": lambda: sum(ce_dice(out[name][:count], label) for name in OTHER),
         "crc": lambda: sum(crc(name) for name in OTHER),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ssl_jax.networks.blocks import Conv
 from ssl_jax.ops.resize import upsample_linear
+from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array
 
 
@@ -103,7 +104,7 @@ class Rectifier(nn.Module):
       raise ValueError(f"config.method.mechanism: {self.mechanism!r} is none of learnable_mu, fixed, conv, none")
     if self.space == "logits":
       return logits + share * correction
-    mixed = jax.nn.softmax(logits) + share * jax.nn.softmax(correction)
+    mixed = softmax(logits) + share * softmax(correction)
     return jnp.log(mixed / (1.0 + share) + 1e-12)
 
 

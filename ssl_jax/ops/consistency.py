@@ -9,11 +9,12 @@ from jax import Array
 
 from ssl_jax.ops.contrast import unit
 from ssl_jax.ops.segmentation import cross_entropy
+from ssl_jax.ops.softmax import log_softmax, softmax
 
 
 def sharpen(logits: Array, temperature: float) -> Array:
   """p^{1/T} / Σ_c p_c^{1/T} of p = softmax(logits) f32[..., C], without taking powers; gradient flows through."""
-  return jax.nn.softmax(logits / temperature)
+  return softmax(logits / temperature)
 
 
 def mean_squared(prob: Array, target: Array, mask: Array | None = None) -> Array:
@@ -45,7 +46,7 @@ def sharpened_consistency(logits_a: Array, logits_b: Array, temperature: float) 
 
   Source: published code of MC-Net and CAML [C].
   """
-  one_way = lambda logits, other: jnp.mean((jax.nn.softmax(logits) - sharpen(other, temperature)) ** 2)
+  one_way = lambda logits, other: jnp.mean((softmax(logits) - sharpen(other, temperature)) ** 2)
   return one_way(logits_a, logits_b) + one_way(logits_b, logits_a)
 
 
@@ -70,7 +71,7 @@ def pyramid_consistency(heads: Sequence[Array]) -> Array:
 
   Source: URPC (Luo et al. 2021); published code [C].
   """
-  log_prob = jax.nn.log_softmax(jnp.stack(heads).astype(jnp.float32))
+  log_prob = log_softmax(jnp.stack(heads).astype(jnp.float32))
   log_mean = jax.nn.logsumexp(log_prob, axis=0) - jnp.log(len(heads))  # finite where all heads are sure
   distance = jnp.mean((jnp.exp(log_prob) - jnp.exp(log_mean)) ** 2, axis=-1)
   variance = jnp.sum(jnp.exp(log_mean) * (log_mean - log_prob), axis=-1)
@@ -91,7 +92,7 @@ def error_where_different(logits: Array, other: Array, label: Array) -> Array:
   """
   different = jnp.argmax(logits, axis=-1) != jnp.argmax(other, axis=-1)
   target = jax.nn.one_hot(label, logits.shape[-1])
-  error = 0.5 * jnp.sum((jax.nn.softmax(logits) - target) ** 2, axis=-1)
+  error = 0.5 * jnp.sum((softmax(logits) - target) ** 2, axis=-1)
   return jnp.sum(different * error) / jnp.maximum(jnp.sum(different), 1)
 
 
@@ -148,6 +149,6 @@ def overlap_divergence(logits_a: Array, logits_b: Array, shared: Array) -> tuple
 
   Source: TraCoCo, translation consistency.
   """
-  log_a, log_b = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (logits_a, logits_b))
+  log_a, log_b = (log_softmax(logits.astype(jnp.float32)) for logits in (logits_a, logits_b))
   over = lambda each: jnp.sum(jnp.where(shared, jnp.sum(each, axis=-1), 0.0)) / (jnp.maximum(jnp.sum(shared), 1) * len(logits_a))
   return over(jnp.exp(log_b) * (log_b - log_a)), 0.5 * over(jnp.exp(log_a) * log_a + jnp.exp(log_b) * log_b)

@@ -34,7 +34,7 @@ def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 _TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 
-_CACHED_VOXELS = 1 << 13  # whose copies, of 32 channels at most, stay in the cache
+_CACHED = 9 << 15  # elements whose shifted copies stay in the cache
 _SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
 
 
@@ -225,16 +225,16 @@ def _kernel_grad_2d(x: Array, grad: Array) -> Array:
     right = jnp.concatenate([g[:, 2 - i : 2 - i + height] for i in range(3)], axis=-1).reshape(-1, 3 * out)
     return _dot(left.T, right)
 
-  together = _slices_in_cache(len(x), height * width) if channels <= 32 else len(x)
+  together = _slices_in_cache(len(x), height * width * channels) if channels <= 32 else len(x)
   zero = jnp.zeros((3 * channels, 3 * out), jnp.float32)
   parts = [a.reshape(-1, together, *a.shape[1:]) for a in (x, grad)]
   total, _ = lax.scan(lambda total, xg: (total + product(*xg), None), zero, tuple(parts))
   return jnp.transpose(total.reshape(3, channels, 3, out), (2, 0, 1, 3)).astype(x.dtype)
 
 
-def _slices_in_cache(slices: int, voxels: int) -> int:
-  """Returns how many slices of so many voxels to take at a time: a divisor of all of them, as many as leave the copies in cache."""
-  return max((n for n in range(1, slices + 1) if slices % n == 0 and n * voxels <= _CACHED_VOXELS), default=1)
+def _slices_in_cache(slices: int, size: int) -> int:
+  """Returns how many slices of so many elements to take at a time: a divisor of all of them, as many as leave the copies in cache."""
+  return max((n for n in range(1, slices + 1) if slices % n == 0 and n * size <= _CACHED), default=1)
 
 
 def _kernel_grad_3d(x: Array, grad: Array) -> Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ssl_jax.ops.softmax import log_softmax, softmax
+
 
 def cross_entropy(logits: Array, label: Array, mask: Array | None = None) -> Array:
   """Mean over all voxels of −log softmax(logits)[label], voxels outside `mask` counting as 0.
@@ -18,9 +20,9 @@ def cross_entropy(logits: Array, label: Array, mask: Array | None = None) -> Arr
   Returns:
     f32[] in nats. The divisor is the number of all voxels, masked or not.
   """
-  log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
-  picked = jnp.sum(jax.nn.one_hot(label, logits.shape[-1], dtype=log_prob.dtype) * log_prob, axis=-1)
-  return -jnp.mean(picked if mask is None else picked * mask)
+  log_prob = log_softmax(logits.astype(jnp.float32))
+  picked = jax.nn.one_hot(label, logits.shape[-1], dtype=log_prob.dtype) * log_prob
+  return -jnp.sum(picked if mask is None else picked * mask[..., None]) / label.size
 
 
 def confident_cross_entropy(logits: Array, target: Array, threshold: float, counted: Array, *, soft: bool = False) -> Array:
@@ -38,7 +40,7 @@ def confident_cross_entropy(logits: Array, target: Array, threshold: float, coun
   mask = counted & (jnp.max(target, axis=-1) >= threshold)
   if not soft:
     return cross_entropy(logits, jnp.argmax(target, axis=-1), mask)
-  return -jnp.mean(mask * jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
+  return -jnp.mean(mask * jnp.sum(target * log_softmax(logits.astype(jnp.float32)), axis=-1))
 
 
 def confident_regional_cross_entropy(logits: Array, target: Array, positive: float, negative: float) -> Array:
@@ -57,7 +59,7 @@ def confident_regional_cross_entropy(logits: Array, target: Array, positive: flo
   Source: TraCoCo, CRC loss, weighted by q as in its code [C]; any number of classes [D].
   """
   target = jax.lax.stop_gradient(target)
-  log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log_prob = log_softmax(logits.astype(jnp.float32))
   sure, best = jnp.max(target, axis=-1), jnp.argmax(target, axis=-1)
   picked = jnp.sum(jax.nn.one_hot(best, target.shape[-1], dtype=log_prob.dtype) * log_prob, axis=-1)
   without = jnp.log(jnp.clip(1.0 - jnp.exp(log_prob), 1e-6))
@@ -120,5 +122,5 @@ def ce_dice(logits: Array, label: Array, mask: Array | None = None) -> Array:
 
   Source: CRLN, eq. 1; CML, eq. 7; CMEMS, eq. 6.
   """
-  prob = jax.nn.softmax(logits.astype(jnp.float32))
+  prob = softmax(logits.astype(jnp.float32))
   return 0.5 * (cross_entropy(logits, label, mask) + dice_soft(prob, label, mask=mask))

@@ -1,0 +1,34 @@
+"""What is asked of XLA beside the program, on CPUs; other devices keep its defaults."""
+
+import os
+from importlib import metadata
+
+import jax
+
+_IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+_HAS_OPTIONS = metadata.version("jaxlib").startswith("0.10.")  # elsewhere one that is unknown ends XLA
+
+
+def for_convolutions() -> dict[str, str] | None:
+  """Returns the options of a program that runs networks.
+
+  By default XLA:CPU hands convolutions to its YNN library, too. The 2D ones that `ops.conv` is made of take up to a third less time
+  without it, and loading a compiled program looks for each call of the library in a list of all instructions.
+  """
+  library_calls = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+  return {"xla_cpu_experimental_ynn_fusion_type": library_calls} if _HAS_OPTIONS and jax.default_backend() == "cpu" else None
+
+
+def for_one_run() -> dict[str, int] | None:
+  """Returns the options of a program that runs once: LLVM takes five times as long to optimize hundreds of draws as to translate them."""
+  return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def order_for_memory() -> None:
+  """Has XLA:CPU order programs for memory instead of concurrency, or keeping less saves nothing there; before JAX is first used.
+
+  A flag of the process: as an option of one program XLA accepts it and does not heed it.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  if _HAS_OPTIONS and _IN_ORDER.split("=")[0] not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {_IN_ORDER}".strip()
