@@ -1,6 +1,7 @@
 """Sweeps: every committed one is sound, and one is run, interrupted, resumed and tabulated as a user would."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -60,12 +61,18 @@ def test_every_sweep_is_made_of_valid_runs(file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
 def test_a_comparison_is_fair(file, tmp_path, monkeypatch):
-  """Equal steps, and all the same but the method's own options, the names of its phases and its decoder."""
+  """Equal steps, and all the same but the method's own options, the names of its phases, its decoder and who draws its weak views."""
   monkeypatch.chdir(ROOT)
   runs = sweeps.plan(sweeps.load(file), tmp_path)
+  published = lambda run: importlib.import_module(f"configs.{run.variant.name}_{file.stem.split('_')[0]}").get_config()
+  assert all(run.cfg.data.view == published(run).data.view for run in runs), "a method without the weak views that it learns from"
   assert len({sum(length for _, length in run.cfg.train.phases) for run in runs}) == 1
   own = lambda cfg: dataclasses.replace(
-    cfg, method={}, train=dataclasses.replace(cfg.train, phases=()), network=dataclasses.replace(cfg.network, upsample="transpose")
+    cfg,
+    method={},
+    train=dataclasses.replace(cfg.train, phases=()),
+    network=dataclasses.replace(cfg.network, upsample="transpose"),
+    data=dataclasses.replace(cfg.data, view="none"),
   )
   assert len({config.to_json(own(run.cfg)) for run in runs}) == 1
 

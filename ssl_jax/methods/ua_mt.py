@@ -62,23 +62,19 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
 
   def mean_of_passes(state: TrainState, stats: PyTree, image: Array, key: Array) -> tuple[Array, PyTree]:
     """Mean probability f32[B, *spatial, C] of T noisy passes with dropout, and the teacher's running averages."""
-    twice = jnp.concatenate([image, image])
 
     def two_passes(carry: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
       key_noise, key_dropout = jax.random.split(key)
-      prob, stats = taught(network, state, noisy(key_noise, twice), key_dropout, carry[1])
-      return (carry[0] + prob[: len(image)] + prob[len(image) :], stats), None
+      prob, stats = taught(network, state, noisy(key_noise, jnp.concatenate([image, image])), key_dropout, carry[1])
+      return (sum(jnp.split(prob / options.passes, 2), carry[0]), stats), None
 
-    start = jnp.zeros((*image.shape[:-1], networks.num_classes)), stats
-    (total, stats), _ = jax.lax.scan(two_passes, start, jax.random.split(key, options.passes // 2))
-    return total / options.passes, stats
+    none = jnp.zeros((*image.shape[:-1], networks.num_classes))
+    return jax.lax.scan(two_passes, (none, stats), jax.random.split(key, options.passes // 2))[0]
 
   def teach(state: TrainState, image: Array, key_of: Callable[[str], Array]) -> Lesson:
-    key_t = key_of("dropout_t") if options.teacher_dropout else None
-    target, stats = taught(network, state, noisy(key_of("noise"), image), key_t)
+    target, stats = taught(network, state, noisy(key_of("noise"), image), key_of("dropout_t") if options.teacher_dropout else None)
     mean, stats = mean_of_passes(state, stats, image, key_of("passes"))
-    below = options.threshold + (1.0 - options.threshold) * ramp(state.step, task.num_steps)
-    sure = normalised_entropy(mean) < below
+    sure = normalised_entropy(mean) < options.threshold + (1.0 - options.threshold) * ramp(state.step, task.num_steps)
     return Lesson(image, target, stats, sure, {"sure_share": jnp.mean(sure)})
 
   return teaching.build(network, optimizer, options, teach)
