@@ -118,8 +118,9 @@ def test_upsample_conv3(case, interpolate, always_fast):
   assert_same(functools.partial(upconv.upsample_conv3, interpolate=interpolate), lambda x, w: plain_conv3(interpolate(x), w), x, w)
 
 
-def test_upsample_conv3_mixes_channels_before_it_interpolates(always_fast):
-  x, w = normal(0, 2, 14, 14, 10, 8), normal(1, 3, 3, 3, 8, 4)
+@pytest.mark.parametrize("spatial", [(4, 6, 8), (14, 14, 10)], ids=str)
+def test_upsample_conv3_mixes_channels_before_it_interpolates(spatial, always_fast):
+  x, w = normal(0, 2, *spatial, 8), normal(1, 3, 3, 3, 8, 4)
   program = jax.jit(lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear))
   in_turn = jax.jit(lambda x, w: plain_conv3(resize.upsample_linear(x), w))
   flops = [f.lower(x, w).compile().cost_analysis()["flops"] for f in (program, in_turn)]

@@ -17,6 +17,8 @@ from ssl_jax.ops import conv
 
 Interpolation = Callable[[Array], Array]
 
+_SHORT = 8  # voxels of a side, 7 of the deepest decoder; from 28 on zeros around the input are faster
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def upsample_conv3(x: Array, w: Array, interpolate: Interpolation) -> Array:
@@ -54,7 +56,9 @@ upsample_conv3.defvjp(_forward, _backward)
 
 
 def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
-  padded = jnp.pad(x, [(0, 0), *[(1, 1)] * (x.ndim - 2), (0, 0)])  # once; to shift products would copy each
+  # Zeros around the input, not the products, which would copy each; a short first axis would multiply more than that saves.
+  first = (0, 0) if x.shape[1] < _SHORT else (1, 1)
+  padded = jnp.pad(x, [(0, 0), first, *[(1, 1)] * (x.ndim - 3), (0, 0)])
   products = jnp.matmul(padded, _columns(w), preferred_element_type=jnp.float32)
   for axis in range(1, x.ndim - 1):
     products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis], interpolate))
@@ -89,8 +93,9 @@ def _blends(side: int, interpolate: Interpolation) -> np.ndarray:
 
 
 def _double(taps: Sequence[Array], axis: int, blends: np.ndarray) -> Array:
-  """Three taps of side + 2 voxels along an axis -> their blend of 2 · side."""
-  part = lambda x, d: lax.slice_in_dim(x, d, d + blends.shape[-1], axis=axis)
+  """Three taps of side or side + 2 voxels along an axis, the latter with zeros at both ends -> their blend of 2 · side."""
+  side = blends.shape[-1]
+  part = lambda x, d: _shift(x, axis, d - 1) if x.shape[axis] == side else lax.slice_in_dim(x, d, d + side, axis=axis)
   terms = lambda p: [_along(blends[p, t, d], axis, x) * part(x, d) for t, x in enumerate(taps) for d in _used(blends[p, t])]
   even, odd = (functools.reduce(lax.add, terms(p)) for p in range(2))
   return jnp.stack([even, odd], axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
