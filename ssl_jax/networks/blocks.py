@@ -93,7 +93,7 @@ class Conv(nn.Module):
     x = x.astype(self.dtype)
     if self.interpolate:
       return kept(upconv.upsample_conv3(x, kernel, INTERPOLATE[self.interpolate])), bias
-    return kept(conv.conv3(x, kernel) if self.size == 3 else x @ kernel), bias
+    return kept((conv.conv3 if self.size == 3 else conv.conv1)(x, kernel)), bias
 
 
 class Down(nn.Module):

@@ -34,6 +34,7 @@ def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 _TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 
+_TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
 _CACHED = 9 << 15  # elements whose shifted copies stay in the cache
 _SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
 
@@ -54,9 +55,9 @@ def conv3(x: Array, w: Array) -> Array:
 
 @jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
-  if x.ndim == 4 or is_small(x, w):
+  if is_small(x, w):
     return _xla(x, w)
-  cpu = _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
+  cpu = _plane if x.ndim == 4 else _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
   return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
 
 
@@ -78,6 +79,32 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
 conv3.defvjp(lambda x, w: (_forward(x, w), (x, w)), _backward)
 
 
+@jax.custom_vjp
+def conv1(x: Array, w: Array) -> Array:
+  """Convolution with a kernel of 1: mixes channels.
+
+  Args:
+    x: [..., in]; gradient flows here.
+    w: [in, out] of the same dtype; gradient flows here.
+
+  Returns:
+    [..., out] in x's dtype.
+  """
+  return x @ w
+
+
+def _mixed_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+  x, w = saved
+  rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+  if x.shape[-1] <= grad.shape[-1]:
+    return grad @ w.T, _dot(rows.T, grads).astype(w.dtype)
+  # XLA:CPU's product takes half the time with the fewer channels in front; the barrier keeps XLA from turning it around again.
+  return grad @ w.T, lax.optimization_barrier(_dot(grads.T, rows)).T.astype(w.dtype)
+
+
+conv1.defvjp(lambda x, w: (x @ w, (x, w)), _mixed_gradients)
+
+
 def conv_down2(x: Array, w: Array) -> Array:
   """Convolution with kernel and stride 2: space to depth and one matrix product.
 
@@ -89,7 +116,7 @@ def conv_down2(x: Array, w: Array) -> Array:
     [B, *(spatial / 2), out].
   """
   blocks = _blocks(x)
-  return (blocks.reshape(-1, blocks.shape[-1]) @ w.reshape(blocks.shape[-1], -1)).reshape(*blocks.shape[:-1], -1)
+  return conv1(blocks, w.reshape(blocks.shape[-1], -1))
 
 
 def _blocks(x: Array) -> Array:
@@ -119,7 +146,7 @@ def conv4_down2(x: Array, w: Array) -> Array:
   def shifted(by: tuple[int, ...]) -> Array:
     part = blocks[(slice(None), *(slice(s, s + side) for s, side in zip(by, half, strict=True)))]
     kernel = w[tuple(slice(2 * s, 2 * s + 2) for s in by)].reshape(blocks.shape[-1], -1)
-    return (part.reshape(-1, blocks.shape[-1]) @ kernel).reshape(*part.shape[:-1], -1)
+    return conv1(part, kernel)
 
   first, *others = (shifted(by) for by in itertools.product((0, 1), repeat=rank))
   return sum(others, start=first)
@@ -149,6 +176,15 @@ def _xla(x: Array, w: Array) -> Array:
   return lax.conv_general_dilated(x, w, (1,) * (x.ndim - 2), "SAME", dimension_numbers=spec)
 
 
+def _plane(x: Array, w: Array) -> Array:
+  """2D: where channels are few, two or four columns are one point with all their channels, or XLA:CPU's convolution mostly moves data."""
+  channels, width, out = x.shape[-1], x.shape[2], w.shape[-1]
+  together = max((n for n, most in _TOGETHER.items() if channels * out <= most and width % n == 0), default=1)
+  kernel = jnp.concatenate([jnp.pad(w, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)], axis=-1)
+  y = lax.conv_general_dilated(x, kernel, (1, together), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  return y.reshape(*x.shape[:-1], out)
+
+
 def _xla_kernel_grad(x: Array, grad: Array) -> Array:
   w = jnp.zeros((3,) * (x.ndim - 2) + (x.shape[-1], grad.shape[-1]), x.dtype)
   return jax.linear_transpose(lambda w: _xla(x, w), w)(grad)[0]
@@ -170,8 +206,9 @@ def _winograd(x: Array, w: Array) -> Array:
   dtype, x, w = x.dtype, x.astype(jnp.float32), w.astype(jnp.float32)  # the transforms lose a digit, which bfloat16 cannot spare
   taps, groups = _depth_taps(x)
   flat = lambda a: a.reshape(batch * groups, height, width, -1)
-  products = [_xla(flat(_combine(_TAPS[k], taps)), _combine(_KERNEL[k], tuple(w))) for k in range(6)]
+  products = [_plane(flat(_combine(_TAPS[k], taps)), _combine(_KERNEL[k], tuple(w))) for k in range(6)]
   outputs = jnp.stack([_combine(_OUT[j], products).reshape(batch, groups, height, width, -1) for j in range(4)], axis=2)
+  outputs = lax.optimization_barrier(outputs)  # XLA:CPU would stack again in each reader, and keep the larger products until the last
   return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth].astype(dtype)
 
 
@@ -191,7 +228,7 @@ def _first_layer(x: Array, w: Array) -> Array:
   batch, depth, height, width, _ = x.shape
   padded = jnp.pad(x[..., 0], ((0, 0), (1, 1), (0, 0), (0, 0)))
   slices = jnp.stack([padded[:, i : i + depth] for i in range(3)], axis=-1)
-  y = _xla(slices.reshape(batch * depth, height, width, 3), jnp.moveaxis(w[..., 0, :], 0, 2))
+  y = _plane(slices.reshape(batch * depth, height, width, 3), jnp.moveaxis(w[..., 0, :], 0, 2))
   return y.reshape(batch, depth, height, width, -1)
 
 

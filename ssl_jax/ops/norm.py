@@ -29,13 +29,21 @@ def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: i
   return _forward(x, scale, bias, relu, views, leak)[0]
 
 
-def _split(x, views):
-  return x.astype(jnp.float32).reshape(views, x.shape[0] // views, *x.shape[1:])
+def _split(x: Array, views: int) -> Array:
+  """[B, *spatial, C] -> [views, B / views, *spatial, C], or [B, first side / 4, 4, ..., C] of one view.
+
+  The latter is how `ops.conv` stacks its results: XLA:CPU computes a stack again, or copies it, for sums over another shape of it.
+  """
+  x = x.astype(jnp.float32)
+  if views > 1:
+    return x.reshape(views, x.shape[0] // views, *x.shape[1:])
+  return x if x.shape[1] % 4 else x.reshape(x.shape[0], x.shape[1] // 4, 4, *x.shape[2:])
 
 
-def _sum(a: Array) -> Array:
-  """[views, B, *spatial, C] -> [views, C], inner axes first: XLA:CPU runs one thread per element of the first result."""
-  return jnp.sum(jnp.sum(a, axis=tuple(range(3, a.ndim - 1))), axis=(1, 2))
+def _sum(a: Array, views: int) -> Array:
+  """[...] of `_split` -> [views, C], inner axes first: XLA:CPU runs one thread per element of the first result."""
+  inner = jnp.sum(a, axis=tuple(range(3, a.ndim - 1)))
+  return jnp.sum(inner, axis=(0, 1, 2) if views == 1 else (1, 2)).reshape(views, -1)
 
 
 def _like(statistics: Array, x: Array) -> Array:
@@ -56,11 +64,12 @@ def rectify(y: Array, leak: float) -> Array:
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _forward(x, scale, bias, relu, views, leak):
   wide = _split(x, views)
-  count = wide[0].size // x.shape[-1]
-  pivot = jnp.mean(wide[(..., *(slice(None, None, 8),) * (x.ndim - 2), slice(None))], axis=tuple(range(1, x.ndim)))
-  moved = wide - _like(pivot, wide)
-  shift = _sum(moved) / count
-  mean, var = kept(pivot + shift), kept(jnp.maximum(_sum(moved * moved) / count - shift * shift, 0.0))
+  count = x.size // x.shape[-1] // views
+  some = _split(x[(slice(None), *(slice(None, None, 8),) * (x.ndim - 2))], views)
+  pivot = _sum(some, views) * (views * x.shape[-1] / some.size)
+  shift = _sum(wide, views) / count - pivot
+  moved = wide - _like(pivot, wide)  # for one sum alone, or XLA:CPU would write it out
+  mean, var = kept(pivot + shift), kept(jnp.maximum(_sum(moved * moved, views) / count - shift * shift, 0.0))
   gain, shift, _ = _affine(mean, var, scale, bias)
   y = wide * _like(gain, wide) + _like(shift, wide)
   y = (rectify(y, leak) if relu else y).reshape(x.shape).astype(x.dtype)
@@ -71,12 +80,12 @@ def _forward(x, scale, bias, relu, views, leak):
 def _backward(relu, views, leak, saved, cotangents):
   x, mean, var, scale, bias = saved
   wide, grad = _split(x, views), _split(cotangents[0], views)
-  count = wide[0].size // x.shape[-1]
+  count = x.size // x.shape[-1] // views
   gain, shift, inverse = _affine(mean, var, scale, bias)
   if relu:
     grad = jnp.where(wide * _like(gain, wide) + _like(shift, wide) > 0, grad, leak * grad if leak else 0.0)
-  grad_bias = _sum(grad)
-  grad_scale = (_sum(grad * wide) - mean * grad_bias) * inverse
+  grad_bias = _sum(grad, views)
+  grad_scale = (_sum(grad * wide, views) - mean * grad_bias) * inverse
   slope = -gain * inverse * grad_scale / count
   offset = gain * grad_bias / count + slope * mean
   grad_x = grad * _like(gain, wide) + wide * _like(slope, wide) - _like(offset, wide)
