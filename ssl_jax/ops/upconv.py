@@ -59,7 +59,7 @@ def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
   # Zeros around the input, not the products, which would copy each; a short first axis would multiply more than that saves.
   first = (0, 0) if x.shape[1] < _SHORT else (1, 1)
   padded = jnp.pad(x, [(0, 0), first, *[(1, 1)] * (x.ndim - 3), (0, 0)])
-  products = jnp.matmul(padded, _columns(w), preferred_element_type=jnp.float32)
+  products = jnp.matmul(padded, conv.as_columns(w), preferred_element_type=jnp.float32)
   for axis in range(1, x.ndim - 1):
     products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis], interpolate))
   return products.astype(x.dtype)
@@ -72,14 +72,9 @@ def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array
   thirds = _halve(products, 1, _blends(x.shape[1], interpolate))  # together they would be the largest array of a step
   rows = x.reshape(-1, x.shape[-1]).T.astype(jnp.float32)
   columns = jnp.concatenate([jnp.matmul(rows, third.reshape(-1, third.shape[-1])) for third in thirds], axis=-1)
-  mixed = jnp.split(_columns(w).astype(jnp.float32), 3, axis=-1)
+  mixed = jnp.split(conv.as_columns(w).astype(jnp.float32), 3, axis=-1)
   grad_x = functools.reduce(lax.add, [jnp.matmul(third, part.T) for third, part in zip(thirds, mixed, strict=True)]).astype(x.dtype)
   return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2).astype(w.dtype)
-
-
-def _columns(w: Array) -> Array:
-  """[3, 3(, 3), in, out] -> [in, 3 · 3 (· 3) · out]."""
-  return jnp.moveaxis(w, -2, 0).reshape(w.shape[-2], -1)
 
 
 @functools.lru_cache(maxsize=256)
