@@ -67,8 +67,8 @@ def _forward(x, scale, bias, relu, views, leak):
   count = x.size // x.shape[-1] // views
   some = _split(x[(slice(None), *(slice(None, None, 8),) * (x.ndim - 2))], views)
   pivot = _sum(some, views) * (views * x.shape[-1] / some.size)
-  shift = _sum(wide, views) / count - pivot
-  moved = wide - _like(pivot, wide)  # for one sum alone, or XLA:CPU would write it out
+  moved = wide - _like(pivot, wide)
+  shift = _sum(moved, views) / count
   mean, var = kept(pivot + shift), kept(jnp.maximum(_sum(moved * moved, views) / count - shift * shift, 0.0))
   gain, shift, _ = _affine(mean, var, scale, bias)
   y = wide * _like(gain, wide) + _like(shift, wide)
