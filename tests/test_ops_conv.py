@@ -59,6 +59,12 @@ CASES = {
   "one channel": ((2, 6, 7, 8), 1, 4),
   "2D": ((2, 11, 9), 3, 4),
   "2D, large": ((2, 30, 31), 4, 6),
+  "2D, four columns as one point": ((2, 7, 12), 8, 8),
+  "2D, two columns as one point": ((2, 7, 10), 16, 20),
+  "2D, a width that four do not divide": ((2, 7, 10), 3, 8),
+  "four columns as one point": ((2, 6, 5, 8), 6, 8),
+  "two columns as one point": ((1, 5, 4, 6), 12, 16),
+  "one channel, four columns as one point": ((2, 5, 6, 8), 1, 16),
 }
 
 
@@ -83,6 +89,21 @@ def test_conv3_bfloat16(case, always_fast):
   w = normal(1, *(3,) * len(spatial), channels, out, dtype=jnp.bfloat16)
   exact = lambda x, w: plain_conv3(x.astype(jnp.float32), w.astype(jnp.float32)).astype(jnp.bfloat16)
   assert_same(conv.conv3, exact, x, w, tolerance=2**-7)
+
+
+@pytest.mark.parametrize(("channels", "out", "together"), [(8, 8, 4), (16, 20, 2), (32, 16, 1)])
+def test_few_channels_take_several_columns_at_once(channels, out, together):
+  shapes = [(2, 40, 64, channels), (3, 3, channels, out)]
+  program = jax.jit(conv.conv3).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).as_text()
+  if jax.default_backend() == "cpu":
+    assert f"{out * together}xf32>) -> tensor<2x40x{64 // together}x{out * together}xf32>" in program
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("channels", "out"), [(3, 5), (5, 3)])
+def test_conv1(channels, out, dtype):
+  x, w = normal(0, 2, 4, 6, channels, dtype=dtype), normal(1, channels, out, dtype=dtype)
+  assert_same(conv.conv1, jnp.matmul, x, w, 2e-6 if dtype == jnp.float32 else 2**-7)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -136,7 +157,7 @@ def plain_batch_norm(x, scale, bias, relu, leak=0.0):
 
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize(("relu", "leak"), [(False, 0.0), (True, 0.0), (True, 0.2)])
-@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4)])
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4), (2, 8, 6, 7, 3), (4, 12, 8, 4)])
 def test_batch_norm(shape, relu, leak, views):
   """Against the definition, every view a batch of its own."""
   x, scale, bias = 2 * normal(0, *shape) + 1, 1 + 0.3 * normal(1, shape[-1]), 0.3 * normal(2, shape[-1])

@@ -2,7 +2,7 @@
 
 GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients.
 There a 3³ convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of
-shifted copies per tap. Stride-2 pairs are a rearrangement and one matrix product everywhere. Small arrays take XLA's convolution on
+shifted copies per tap. Stride-2 pairs are a rearrangement and matrix products everywhere. Small arrays take XLA's convolution on
 the CPU too: they gain nothing and compile faster.
 """
 
