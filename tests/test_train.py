@@ -6,6 +6,7 @@ import signal
 import struct
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
@@ -110,6 +111,28 @@ def test_no_recompilation_after_the_first_step(tmp_path, caplog, stand_in_networ
     train(open_experiment(with_train(tiny_config("mean_teacher"), batch_labelled=3)), tmp_path)
   compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation of jit(step)")]
   assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_large_step_on_a_cpu_is_over_before_the_next_is_sent(tmp_path, monkeypatch, stand_in_networks, large):
+  late = jax.jit(lambda loss: loss + 0 * jax.lax.fori_loop(0, 40, lambda _, a: 1e-3 * (a @ a), jnp.ones((400, 400)))[0, 0])
+  jax.block_until_ready(late(jnp.float32(0)))
+  losses, ready = [], []
+
+  def compile_slow_step(experiment, phase):
+    step, facts = compile_step(experiment, phase)
+
+    def slow_step(state, batch, key):
+      ready.extend(loss.is_ready() for loss in losses[-1:])
+      state, metrics = step(state, batch, key)
+      losses.append(late(metrics["loss"]))
+      return state, {**metrics, "loss": losses[-1]}
+
+    return slow_step, {**facts, "step_peak_bytes": float(1 << 30 if large else 1 << 20)}
+
+  monkeypatch.setattr(train_module, "compile_step", compile_slow_step)
+  train(open_experiment(with_train(tiny_config("supervised"), batch_labelled=3, log_every_steps=6, checkpoint_every_steps=6)), tmp_path)
+  assert len(ready) == 5 and all(ready) == large
 
 
 def test_a_poisoned_batch_stops_with_step_and_term_and_leaves_a_sound_checkpoint(tmp_path, monkeypatch, stand_in_networks):
