@@ -134,7 +134,7 @@ def _run_phase(
   )
   over_data = sharding.over_data(experiment.mesh)
   key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
-  # XLA:CPU frees a step's memory a moment after its results are there; steps sent ahead of that took up to nine times what one needs.
+  # XLA:CPU frees a step's memory a moment after its results are there; steps sent ahead begin while it is still held.
   one_by_one = jax.default_backend() == "cpu" and compile_facts["step_peak_bytes"] > _LARGE_STEP
   pending: list[tuple[Metrics, list[str]]] = []
   since = time.perf_counter()
