@@ -36,6 +36,7 @@ _TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 
 _TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
 _CACHED = 9 << 15  # elements whose shifted copies stay in the cache
+_WIDE = 32  # channels from which products of several small matrices at once are faster
 _SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
 
 
@@ -271,21 +272,33 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _kernel_grad_2d(x: Array, grad: Array) -> Array:
-  """[B, H, W, in], [B, H, W, out] -> [3, 3, in, out]: three column shifts of x against three row shifts of the gradient."""
-  channels, out, height, width = x.shape[-1], grad.shape[-1], *x.shape[1:3]
+  return _kernel_grads(x[None], grad[None])[0]
 
-  def product(x: Array, g: Array) -> Array:
-    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    left = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=-1).reshape(-1, 3 * channels)
-    right = jnp.concatenate([g[:, 2 - i : 2 - i + height] for i in range(3)], axis=-1).reshape(-1, 3 * out)
-    return _dot(left.T, right)
 
-  together = _slices_in_cache(len(x), height * width * channels) if channels <= 32 else len(x)
-  zero = jnp.zeros((3 * channels, 3 * out), jnp.float32)
-  parts = [a.reshape(-1, together, *a.shape[1:]) for a in (x, grad)]
-  total, _ = lax.scan(lambda total, xg: (total + product(*xg), None), zero, tuple(parts))
-  return jnp.transpose(total.reshape(3, channels, 3, out), (2, 0, 1, 3)).astype(x.dtype)
+def _kernel_grads(x: Array, grad: Array) -> Array:
+  """Kernel gradients of n 2D convolutions, [n, B, H, W, in], [n, B, H, W, out] -> [n, 3, 3, in, out].
+
+  Three column shifts of x against three row shifts of the gradient; by slices, so that the copies stay in the cache.
+  """
+  n, batch, height, width, channels = x.shape
+  out = grad.shape[-1]
+  together = n if channels >= _WIDE else 1
+  slices = _slices_in_cache(batch, together * height * width * channels)
+
+  def add(step: Array, total: Array) -> Array:
+    first = step * slices // batch * together, step * slices % batch
+    part = lambda a: lax.dynamic_slice(a, (*first, 0, 0, 0), (together, slices, *a.shape[2:]))
+    x_part = jnp.pad(part(x), ((0, 0), (0, 0), (0, 0), (1, 1), (0, 0)))
+    grad_part = jnp.pad(part(grad), ((0, 0), (0, 0), (1, 1), (0, 0), (0, 0)))
+    columns = jnp.concatenate([x_part[:, :, :, j : j + width] for j in range(3)], axis=-1).reshape(together, -1, 3 * channels)
+    rows = jnp.concatenate([grad_part[:, :, 2 - i : 2 - i + height] for i in range(3)], axis=-1).reshape(together, -1, 3 * out)
+    product = jnp.einsum("nvi,nvo->nio", columns, rows, preferred_element_type=jnp.float32)
+    at = (first[0], 0, 0)
+    return lax.dynamic_update_slice(total, lax.dynamic_slice(total, at, product.shape) + product, at)
+
+  steps = n // together * (batch // slices)
+  total = lax.fori_loop(0, steps, add, jnp.zeros((n, 3 * channels, 3 * out), jnp.float32))
+  return jnp.transpose(total.reshape(n, 3, channels, 3, out), (0, 3, 1, 2, 4)).astype(x.dtype)
 
 
 def _slices_in_cache(slices: int, size: int) -> int:
@@ -299,6 +312,6 @@ def _kernel_grad_3d(x: Array, grad: Array) -> Array:
   taps, groups = _depth_taps(x)
   padded = jnp.pad(grad, ((0, 0), (0, 4 * groups - depth), (0, 0), (0, 0), (0, 0)))
   parts = [lax.slice_in_dim(padded, j, j + 4 * groups - 3, stride=4, axis=1) for j in range(4)]
-  flat = lambda a: a.reshape(batch * groups, height, width, -1)
-  products = [_kernel_grad_2d(flat(_combine(_TAPS[k], taps)), flat(_combine(_OUT[:, k], parts))) for k in range(6)]
-  return jnp.stack([_combine(_KERNEL[:, i], products) for i in range(3)]).astype(dtype)
+  six = lambda rows, arrays: jnp.stack([_combine(row, arrays).reshape(batch * groups, height, width, -1) for row in rows])
+  products = _kernel_grads(six(_TAPS, taps), six(_OUT.T, parts))
+  return jnp.stack([_combine(row, tuple(products)) for row in _KERNEL.T]).astype(dtype)
