@@ -68,8 +68,9 @@ def _forward(x, scale, bias, relu, views, leak):
   some = _split(x[(slice(None), *(slice(None, None, 8),) * (x.ndim - 2))], views)
   pivot = _sum(some, views) * (views * x.shape[-1] / some.size)
   moved = wide - _like(pivot, wide)
-  shift = _sum(moved, views) / count
-  mean, var = kept(pivot + shift), kept(jnp.maximum(_sum(moved * moved, views) / count - shift * shift, 0.0))
+  mean = _sum(wide, views) / count  # not of `moved`: what two sums share XLA:CPU writes out, an array as large as x
+  shift = mean - pivot
+  mean, var = kept(mean), kept(jnp.maximum(_sum(moved * moved, views) / count - shift * shift, 0.0))
   gain, shift, _ = _affine(mean, var, scale, bias)
   y = wide * _like(gain, wide) + _like(shift, wide)
   y = (rectify(y, leak) if relu else y).reshape(x.shape).astype(x.dtype)
