@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 # Huge pages, and one heap that keeps what a step frees: gigabytes handed back to the system would be cleared anew for the next step.
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736:glibc.malloc.tcache_count=0"
+# No small blocks kept aside by threads: one of them in between, and a step does not fit into what loading its program has freed.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=68719476736"  # noqa: E501
 
 WORTH_COMPILING_APART = 1000  # steps
 EXIT_DISK_FULL = 74  # EX_IOERR
