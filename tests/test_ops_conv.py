@@ -52,7 +52,7 @@ def always_fast(monkeypatch):
 CASES = {
   "odd": ((2, 7, 9, 5), 3, 5),
   "a quarter of a Winograd group": ((1, 1, 4, 4), 2, 3),
-  "large slices, scanned": ((1, 5, 23, 24), 4, 8),
+  "large slices": ((1, 5, 23, 24), 4, 8),
   "wide channels": ((1, 4, 4, 5), 40, 36),
   "two columns": ((1, 5, 4, 2), 8, 4),
   "one row": ((2, 4, 1, 6), 3, 4),
@@ -72,6 +72,18 @@ CASES = {
 def test_conv3(case, always_fast):
   (batch, *spatial), channels, out = CASES[case]
   assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize(("channels", "together"), [(5, 1), (conv._WIDE, 3)])
+def test_kernel_gradients_by_slices(channels, together, slices, monkeypatch):
+  """Three convolutions, one after the other or together, so many of their slices at a time."""
+  x, grad = normal(0, 3, 4, 6, 5, channels), normal(1, 3, 4, 6, 5, 7)
+  monkeypatch.setattr(conv, "_CACHED", slices * together * 6 * 5 * channels)
+  loop = str(jax.make_jaxpr(lambda *a: conv._kernel_grads(*a))(x, grad))  # a new function: what was traced before had another constant
+  assert f"{together},{slices},6,7,{channels}" in loop, "as many as asked for, padded by a column on either side"
+  plain = lambda x, grad: jax.vjp(lambda w: plain_conv3(x, w), jnp.zeros((3, 3, channels, 7)))[1](grad)[0]
+  np.testing.assert_allclose(conv._kernel_grads(x, grad), jax.vmap(plain)(x, grad), atol=1e-4)
 
 
 def test_small_arrays_take_the_plain_convolution():
