@@ -272,6 +272,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _kernel_grad_2d(x: Array, grad: Array) -> Array:
+  """[B, H, W, in], [B, H, W, out] -> [3, 3, in, out]."""
   return _kernel_grads(x[None], grad[None])[0]
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm with an optional (leaky) ReLU as one operation: two passes forward, two back, nothing kept but the input."""
+"""BatchNorm with an optional (leaky) ReLU as one operation, of which the gradient keeps the input and its statistics alone."""
 
 from functools import partial
 
