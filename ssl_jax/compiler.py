@@ -1,6 +1,9 @@
-"""What is asked of XLA beside the program, on CPUs; other devices keep its defaults."""
+"""What is asked of XLA beside the program, on CPUs, where other devices keep its defaults; and how programs are traced."""
 
+import contextlib
+import gc
 import os
+from collections.abc import Iterator
 from importlib import metadata
 
 import jax
@@ -32,3 +35,15 @@ def order_for_memory() -> None:
   flags = os.environ.get("XLA_FLAGS", "")
   if _HAS_OPTIONS and _IN_ORDER.split("=")[0] not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_IN_ORDER}".strip()
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+  """Pauses Python's garbage collector, a quarter of tracing: it walks again and again through what the trace still needs."""
+  enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if enabled:
+      gc.enable()

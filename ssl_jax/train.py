@@ -90,7 +90,8 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   )
   begin = time.perf_counter()
   try:
-    lowered = step.lower(experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg)))
+    with compiler.tracing():
+      lowered = step.lower(experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg)))
   except ValueError as error:  # options that only a step can judge, such as an unknown loss term
     raise InputError(str(error)) from error
   compiled = lowered.compile()

@@ -1,6 +1,7 @@
 """Switches for more devices and less memory: what they leave as it is, and what they change."""
 
 import dataclasses
+import gc
 import os
 from importlib import metadata
 
@@ -69,6 +70,22 @@ def test_convolutions_are_not_library_calls_on_cpus(monkeypatch):
   assert calls(compiler.for_convolutions()) == 0 < calls(None)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert compiler.for_convolutions() is None and compiler.for_one_run() is None
+
+
+def test_the_collector_rests_while_a_step_is_traced_and_is_left_as_it_was():
+  with compiler.tracing():
+    assert not gc.isenabled()
+  assert gc.isenabled()
+  with pytest.raises(ZeroDivisionError), compiler.tracing():
+    _ = 1 // 0
+  assert gc.isenabled()
+  gc.disable()
+  try:
+    with compiler.tracing():
+      pass
+    assert not gc.isenabled()
+  finally:
+    gc.enable()
 
 
 def test_groups_have_batch_statistics_of_their_own():
