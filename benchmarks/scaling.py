@@ -18,17 +18,16 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_sched
 
 import re
 import statistics
-import sys
 import time
 
 import jax
 import numpy as np
+from jax import lax
 
 from configs import common
 from ssl_jax import config, data
 from ssl_jax.core import sharding
 from ssl_jax.experiment import open_experiment, run_key
-from ssl_jax.ops import conv
 from ssl_jax.train import compile_step
 from ssl_jax.types import Config
 
@@ -52,7 +51,7 @@ def main() -> None:
   parser.add_argument("--convolutions", choices=("cpu", "xla"), default="cpu")
   options = parser.parse_args()
   if options.convolutions == "xla":
-    conv._SMALL = sys.maxsize
+    lax.platform_dependent = lambda *args, default, **platforms: default(*args)
   raw = common.base(options.method)
   raw.data.update(source="phantom", split="official", num_labelled=8, patch=(options.patch,) * 3)
   raw.network.update(width=options.width, bn_group=options.bn_group)

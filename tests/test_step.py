@@ -25,14 +25,8 @@ def one_sum(params, parts):
   return total, (carry, {"mean": jnp.stack(means)})
 
 
-@pytest.fixture(params=[0, 1 << 20], ids=["loop", "unrolled"])
-def large_part(request, monkeypatch):
-  monkeypatch.setattr(step, "_LARGE_PART", request.param)
-  return request.param
-
-
 @pytest.mark.parametrize("alike", [True, False])
-def test_in_turn_is_the_sum_of_the_parts_with_its_gradient(large_part, alike):
+def test_in_turn_is_the_sum_of_the_parts_with_its_gradient(alike):
   parts = PARTS if alike else [*PARTS, {"x": X[0, :2], "weight": np.float32(3)}]
   in_turn = lambda params: step.in_turn(loss_fn, params, jnp.float32(0.5), parts)
   together = lambda params: one_sum(params, parts)
@@ -40,10 +34,10 @@ def test_in_turn_is_the_sum_of_the_parts_with_its_gradient(large_part, alike):
   close(jax.jit(in_turn)(PARAMS), together(PARAMS))
   close(*(jax.jit(jax.value_and_grad(fn, has_aux=True))(PARAMS) for fn in (in_turn, together)))
   close(*(jax.jit(jax.grad(lambda p, fn=fn: 3 * fn(p)[0]))(PARAMS) for fn in (in_turn, together)))
-  assert ("scan[" in str(jax.make_jaxpr(in_turn)(PARAMS))) == (alike and large_part == 0)
+  assert ("scan[" in str(jax.make_jaxpr(in_turn)(PARAMS))) == alike
 
 
-def test_large_parts_need_the_memory_of_one(large_part):
+def test_parts_need_the_memory_of_one():
   def deep(params, carry, part):
     for _ in range(24):
       part = jnp.tanh(part @ params)
@@ -53,7 +47,7 @@ def test_large_parts_need_the_memory_of_one(large_part):
   total = jax.jit(jax.value_and_grad(lambda *args: step.in_turn(deep, *args), has_aux=True))
   needs = total.lower(*given).compile().memory_analysis().temp_size_in_bytes
   together = 8 * 24 * given[2][0].nbytes
-  assert (needs < together / 4) == (large_part == 0)
+  assert needs < together / 4
 
 
 def test_a_weight_of_no_term_is_named():

@@ -15,7 +15,6 @@ from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
 Term = Callable[[], Array | tuple[Array, Metrics]]
-_LARGE_PART = 1 << 20  # voxels whose activations outweigh work on kernels
 
 
 def weighted_terms(
@@ -61,20 +60,17 @@ def in_turn(
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
   """Sums a loss over parts of a batch, each with its gradient before the next begins: memory holds the activations of one part.
 
-  Small parts are left to XLA's order, which works on each kernel once for all of them: a loop took 1.15 of the time at 64×64×32.
-
   Args:
     loss_fn: `(params, carry, part) -> (loss, (carry, metrics))`.
     params: what the gradient is of; none flows to `carry` and `parts`.
     carry: what one part leaves to the next, such as running averages.
-    parts: of the batch; a loop needs the same shapes in all, others are left to XLA's order as well.
+    parts: of the batch. Those of the same shapes are one loop, so a program of one part to compile and to load; others XLA may reorder.
 
   Returns:
     The sum, and the last carry with the metrics of all parts, stacked.
   """
   stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
   shapes = [jax.tree.map(jnp.shape, part) for part in parts]
-  large = min(max(leaf.size for leaf in jax.tree.leaves(part)) for part in parts) >= _LARGE_PART
 
   def run(params: PyTree, of_part: Callable[..., tuple[Any, PyTree]]) -> tuple[Any, PyTree]:
     def add(before: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], Metrics]:
@@ -82,7 +78,7 @@ def in_turn(
       return (carry, jax.tree.map(jnp.add, before[1], found)), metrics
 
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, carry, parts[0])[0])
-    if large and all(shape == shapes[0] for shape in shapes):
+    if all(shape == shapes[0] for shape in shapes):
       (last, total), metrics = jax.lax.scan(add, (carry, zero), stack(parts))
       return total, (last, metrics)
     state, found = (carry, zero), []

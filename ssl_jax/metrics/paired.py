@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from ssl_jax.metrics.bootstrap import INTERVAL_RESAMPLES, interval
 
@@ -48,6 +47,8 @@ def compare_paired(
   Raises: ValueError on different lengths, or fewer than two pairs without NaN.
   Source: Wilcoxon 1945; Efron 1979.
   """
+  from scipy import stats  # here: half a second and 33 MiB, which training does without
+
   values_a, values_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if values_a.shape != values_b.shape or values_a.ndim != 1:
     raise ValueError(f"a paired comparison needs one value per case on both sides, got shapes {values_a.shape} and {values_b.shape}")

@@ -2,8 +2,7 @@
 
 GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients.
 There a 3³ convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of
-shifted copies per tap. Stride-2 pairs are a rearrangement and matrix products everywhere. Small arrays take XLA's convolution on
-the CPU too: they gain nothing and compile faster.
+shifted copies per tap. Stride-2 pairs are a rearrangement and matrix products everywhere.
 """
 
 import functools
@@ -37,7 +36,7 @@ _TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 _TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
 _CACHED = 9 << 15  # elements whose shifted copies stay in the cache
 _WIDE = 32  # channels from which products of several small matrices at once are faster
-_SMALL = 1 << 15  # elements of the larger of input and output below which XLA's convolution is used on the CPU
+_SMALL = 1 << 15  # elements of the larger of input and output below which the Winograd transforms cost more than they save
 
 
 @jax.custom_vjp
@@ -56,14 +55,17 @@ def conv3(x: Array, w: Array) -> Array:
 
 @jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
-  if is_small(x, w):
-    return _xla(x, w)
-  cpu = _plane if x.ndim == 4 else _first_layer if x.shape[-1] == 1 else _few_columns if min(x.shape[2:4]) < 3 else _winograd
+  if x.ndim == 4:
+    cpu = _plane
+  elif is_small(x, w) or min(x.shape[2:4]) < 3:
+    cpu = _shifted_products
+  else:
+    cpu = _first_layer if x.shape[-1] == 1 else _winograd
   return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
 
 
 def is_small(x: Array, w: Array) -> bool:
-  """Whether XLA's own convolution of the two does on a CPU; a batch that is left open, in a program to be exported, counts as one."""
+  """Whether a plain product does on a CPU; a batch that is left open, in a program to be exported, counts as one."""
   return math.prod(side for side in x.shape[:-1] if isinstance(side, int)) * max(x.shape[-1], w.shape[-1]) < _SMALL
 
 
@@ -71,8 +73,6 @@ def is_small(x: Array, w: Array) -> bool:
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
   x, w = saved
   back = jnp.swapaxes(jnp.flip(w, range(w.ndim - 2)), -1, -2)
-  if max(x.size, grad.size) < _SMALL:
-    return _forward(grad, back), _xla_kernel_grad(x, grad)
   cpu = _kernel_grad_2d if x.ndim == 4 else _first_layer_kernel_grad if x.shape[-1] == 1 else _kernel_grad_3d
   return _forward(grad, back), lax.platform_dependent(x, grad, cpu=cpu, default=_xla_kernel_grad)
 
@@ -232,15 +232,16 @@ def _winograd(x: Array, w: Array) -> Array:
   return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth].astype(dtype)
 
 
-def _few_columns(x: Array, w: Array) -> Array:
-  """For fewer than 3 rows or columns, where XLA:CPU's 2D convolution falls off a cliff: one product to 9 shifted outputs, then added up."""
+def _shifted_products(x: Array, w: Array) -> Array:
+  """Small arrays, and fewer than 3 rows or columns, where XLA:CPU's convolutions fall off a cliff: one product to 9 shifted outputs."""
   batch, depth, height, width, channels = x.shape
   out = w.shape[-1]
   padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1), (0, 0)))
   columns = jnp.concatenate([padded[:, :, :, k : k + width] for k in range(3)], axis=-1).reshape(-1, 3 * channels)
-  y = (columns @ jnp.transpose(w, (2, 3, 0, 1, 4)).reshape(3 * channels, 9 * out)).reshape(batch, depth, height, width, 9, out)
+  y = _dot(columns, jnp.transpose(w, (2, 3, 0, 1, 4)).reshape(3 * channels, 9 * out)).reshape(batch, depth, height, width, 9, out)
   y = jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-  return jnp.sum(jnp.stack([y[:, i : i + depth, j : j + height, :, 3 * i + j] for i in range(3) for j in range(3)]), axis=0)
+  shifted = [y[:, i : i + depth, j : j + height, :, 3 * i + j] for i in range(3) for j in range(3)]
+  return jnp.sum(jnp.stack(shifted), axis=0).astype(x.dtype)
 
 
 def _first_layer(x: Array, w: Array) -> Array:
