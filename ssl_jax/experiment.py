@@ -122,8 +122,12 @@ class Experiment:
 
   def first_state(self) -> TrainState:
     """Returns the state before the first step, every device with its part."""
-    init = lambda: self.init(run_key(self.cfg))
+    init = lambda: self._traced_once(run_key(self.cfg))
     return jax.jit(init, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())()
+
+  @functools.cached_property
+  def _traced_once(self) -> Callable[[jax.Array], PyTree]:
+    return jax.jit(lambda key: self.init(key))  # jit hashes what it is given, and an experiment has no hash
 
   @functools.cached_property
   def abstract_state(self) -> PyTree:
@@ -133,7 +137,7 @@ class Experiment:
       InputError: an option of the method or network that its file refuses while tracing.
     """
     try:
-      return jax.eval_shape(self.init, jax.random.key(0))
+      return jax.eval_shape(self._traced_once, jax.random.key(0))
     except (ValueError, TypeError, ArithmeticError) as error:
       raise _refused(error) from error
 

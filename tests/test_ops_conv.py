@@ -163,6 +163,15 @@ def test_upsample_conv3_mixes_channels_before_it_interpolates(spatial, always_fa
   assert flops[0] < 0.5 * flops[1]
 
 
+def test_tracing_upsample_conv3_compiles_nothing(always_fast, caplog):
+  upconv._blends.cache_clear()
+  x, w = normal(0, 2, 4, 6, 8, 3), normal(1, 3, 3, 3, 3, 5)
+  with jax.log_compiles():
+    jax.eval_shape(jax.grad(lambda x, w: jnp.sum(upconv.upsample_conv3(x, w, resize.upsample_linear))), x, w)
+  assert upconv._blends.cache_info().misses == 3
+  assert not [r for r in caplog.records if "XLA compilation" in r.getMessage()]
+
+
 def plain_batch_norm(x, scale, bias, relu, leak=0.0):
   axes = tuple(range(x.ndim - 1))
   mean, var = x.mean(axes), x.var(axes)
@@ -217,13 +226,16 @@ def linear_1d(n, corners_aligned):
   return matrix
 
 
+@pytest.mark.parametrize("library", [np, jnp], ids=["NumPy", "JAX"])
 @pytest.mark.parametrize("corners_aligned", [True, False])
 @pytest.mark.parametrize("spatial", [(3, 4, 5), (1, 2, 1), (5, 6)])
-def test_upsample_linear(spatial, corners_aligned):
-  expected = x = normal(0, 2, *spatial, 3)
+def test_upsample_linear(spatial, corners_aligned, library):
+  expected = x = library.asarray(normal(0, 2, *spatial, 3))
   for axis, n in enumerate(spatial, start=1):
     expected = np.moveaxis(np.tensordot(linear_1d(n, corners_aligned), expected, (1, axis)), 0, axis)
-  np.testing.assert_allclose(resize.upsample_linear(x, corners_aligned), expected, atol=1e-5)
+  found = resize.upsample_linear(x, corners_aligned)
+  assert type(found) is type(x)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_upsample_linear_by_hand():

@@ -72,12 +72,11 @@ def in_turn(
   stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
   shapes = [jax.tree.map(jnp.shape, part) for part in parts]
 
-  def run(params: PyTree, of_part: Callable[..., tuple[Any, PyTree]]) -> tuple[Any, PyTree]:
+  def run(params: PyTree, of_part: Callable[..., tuple[Any, PyTree]], zero: PyTree) -> tuple[Any, PyTree]:
     def add(before: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], Metrics]:
       found, (carry, metrics) = of_part(params, before[0], part)
       return (carry, jax.tree.map(jnp.add, before[1], found)), metrics
 
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, carry, parts[0])[0])
     if all(shape == shapes[0] for shape in shapes):
       (last, total), metrics = jax.lax.scan(add, (carry, zero), stack(parts))
       return total, (last, metrics)
@@ -92,10 +91,10 @@ def in_turn(
     return (loss, grads), further
 
   def forward(params: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
-    (loss, grads), further = run(params, with_gradient)
+    (loss, grads), further = run(params, with_gradient, (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)))
     return (loss, further), grads
 
-  total = jax.custom_vjp(lambda params: run(params, loss_fn))
+  total = jax.custom_vjp(lambda params: run(params, loss_fn, jnp.float32(0.0)))
   total.defvjp(forward, lambda grads, cotangents: (jax.tree.map(lambda grad: cotangents[0] * grad, grads),))
   return total(params)
 

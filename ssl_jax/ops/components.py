@@ -20,6 +20,7 @@ from jax import Array, lax
 Links = dict[tuple[int, ...], Array]  # step to a neighbour, as (-1, 0, 1) per axis -> bool[*grid], whether a block is connected to it
 
 
+@jax.jit  # for tracing alone: networks' pseudo-labels have one shape
 def largest_component(mask: Array) -> Array:
   """Keeps the largest connected component of every sample, under full connectivity: 8 neighbours in 2D, 26 in 3D.
 

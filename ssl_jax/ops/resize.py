@@ -1,6 +1,7 @@
-"""Doubling the resolution, any number of spatial axes, channels last."""
+"""Doubling the resolution, any number of spatial axes, channels last, of JAX's arrays and of NumPy's, each by their own library."""
 
-import jax.numpy as jnp
+from typing import Any
+
 from jax import Array
 
 
@@ -25,23 +26,24 @@ def upsample_linear(x: Array, corners_aligned: bool = True) -> Array:
 def upsample_nearest(x: Array) -> Array:
   """Repeats every voxel twice along every spatial axis."""
   for axis in range(1, x.ndim - 1):
-    x = jnp.stack([x, x], axis=axis + 1).reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+    x = x.__array_namespace__().stack([x, x], axis=axis + 1).reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
   return x
 
 
 def _double(x: Array, axis: int, corners_aligned: bool) -> Array:
+  xp: Any = x.__array_namespace__()
   n = x.shape[axis]
-  previous = jnp.concatenate([_cut(x, axis, 0, 1), _cut(x, axis, 0, n - 1)], axis)
-  following = jnp.concatenate([_cut(x, axis, 1, n), _cut(x, axis, n - 1, n)], axis)
+  previous = xp.concatenate([_cut(x, axis, 0, 1), _cut(x, axis, 0, n - 1)], axis)
+  following = xp.concatenate([_cut(x, axis, 1, n), _cut(x, axis, n - 1, n)], axis)
   if corners_aligned:
-    i = jnp.arange(n, dtype=jnp.float32) / (2 * n - 1)
+    i = xp.arange(n, dtype=xp.float32) / (2 * n - 1)
     to_previous, to_following = i, i[::-1]  # even output 2i lies i/(2n−1) before input i; odd 2i+1 lies (n−1−i)/(2n−1) after it
   else:
-    to_previous = to_following = jnp.full(n, 0.25, jnp.float32)
+    to_previous = to_following = xp.full(n, 0.25, xp.float32)
   weight = lambda w: w.astype(x.dtype).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
   even = x + weight(to_previous) * (previous - x)
   odd = x + weight(to_following) * (following - x)
-  return jnp.stack([even, odd], axis=axis + 1).reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+  return xp.stack([even, odd], axis=axis + 1).reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
 
 
 def _cut(x: Array, axis: int, first: int, last: int) -> Array:

@@ -7,6 +7,7 @@ two cores, and keeps no fine input for the gradient. GPU and TPU do one after th
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import Array, lax
 
 from ssl_jax.ops import conv
 
-Interpolation = Callable[[Array], Array]
+Interpolation = Callable[[Any], Any]  # of JAX's arrays, and of NumPy's
 
 _SHORT = 8  # voxels of a side, 7 of the deepest decoder; from 28 on zeros around the input are faster
 
@@ -80,8 +81,7 @@ def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array
 @functools.lru_cache(maxsize=256)
 def _blends(side: int, interpolate: Interpolation) -> np.ndarray:
   """Weights f32[2, 3, 3, side] of one axis: output 2k + p is the sum over taps t and d of [p, t, d, k] times product t at k + d − 1."""
-  with jax.ensure_compile_time_eval():  # one program: operation by operation took seconds of a CAML step's tracing
-    doubling = np.array(jax.jit(interpolate)(np.eye(side, dtype=np.float32)[None])[0])  # [2 · side, side]
+  doubling = interpolate(np.eye(side, dtype=np.float32)[None])[0]  # [2 · side, side], by NumPy: compiled apart it took seconds of a start
   padded = np.pad(doubling, ((1, 1), (1, 1)))
   k = np.arange(side)
   return np.array([[[padded[2 * k + p + t, k + d] for d in range(3)] for t in range(3)] for p in range(2)])
