@@ -82,8 +82,8 @@ def main() -> None:
   args = parser.parse_args()
   rng = np.random.default_rng(0)
   sides = {
-    "ours: hooking (CPU, GPU)": compiled(components._by_hooking),
-    "ours: sweeps (TPU)": compiled(components._by_sweeps),
+    "ours: hooking (CPU, GPU)": compiled(functools.partial(components._of_each, spread=components._hook)),
+    "ours: sweeps (TPU)": compiled(functools.partial(components._of_each, spread=components._sweep)),
     "SciPy in `jit`, by callback": compiled(scipy_in_jit),
     "SciPy in a loop": scipy_largest,
   }

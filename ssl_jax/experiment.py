@@ -123,7 +123,8 @@ class Experiment:
   def first_state(self) -> TrainState:
     """Returns the state before the first step, every device with its part."""
     init = lambda: self._traced_once(run_key(self.cfg))
-    return jax.jit(init, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())()
+    with compiler.tracing():
+      return jax.jit(init, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())()
 
   @functools.cached_property
   def _traced_once(self) -> Callable[[jax.Array], PyTree]:
@@ -137,7 +138,8 @@ class Experiment:
       InputError: an option of the method or network that its file refuses while tracing.
     """
     try:
-      return jax.eval_shape(self._traced_once, jax.random.key(0))
+      with compiler.tracing():
+        return jax.eval_shape(self._traced_once, jax.random.key(0))
     except (ValueError, TypeError, ArithmeticError) as error:
       raise _refused(error) from error
 

@@ -1,5 +1,6 @@
 """The largest component against SciPy's labelling and a published implementation's output, for both ways of spreading roots."""
 
+import functools
 from pathlib import Path
 
 import hypothesis
@@ -15,7 +16,10 @@ from ssl_jax.ops import components
 from ssl_jax.ops.components import largest_component
 
 ORACLE = Path(__file__).parent / "data" / "largest_component.npz"
-WAYS = {"hooking": jax.jit(components._by_hooking), "sweeps": jax.jit(components._by_sweeps)}
+WAYS = {
+  "hooking": jax.jit(functools.partial(components._of_each, spread=components._hook)),
+  "sweeps": jax.jit(functools.partial(components._of_each, spread=components._sweep)),
+}
 BATCH = 10  # masks per call
 SHAPES = {2: (13, 18), 3: (7, 9, 10)}  # odd and even sides
 

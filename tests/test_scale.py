@@ -88,6 +88,21 @@ def test_the_collector_rests_while_a_step_is_traced_and_is_left_as_it_was():
     gc.enable()
 
 
+def test_what_a_network_has_traced_its_gradient_finds():
+  traced = []
+
+  @jax.jit
+  def inner(x):
+    traced.append(x)
+    return jnp.sin(x)
+
+  outer = jax.custom_vjp(inner)
+  outer.defvjp(lambda x: (inner(x), x), lambda x, grad: (grad * inner(x),))
+  with compiler.tracing():
+    jax.eval_shape(jax.grad(jax.jit(outer)), 1.0)
+  assert len(traced) == 1
+
+
 def test_groups_have_batch_statistics_of_their_own():
   name = "unet2d"
   grouped, stats, _ = passes(IMAGE, name=name, bn_group=2)

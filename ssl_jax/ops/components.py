@@ -11,13 +11,14 @@ round, so as many rounds as there are blocks always suffice; segmentation masks 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 Links = dict[tuple[int, ...], Array]  # step to a neighbour, as (-1, 0, 1) per axis -> bool[*grid], whether a block is connected to it
+Spread = Callable[[Array, Array, Links], Array]  # every block's root, the smallest root next to it, and the links -> roots no larger
 
 
 @jax.jit  # for tracing alone: networks' pseudo-labels have one shape
@@ -34,7 +35,7 @@ def largest_component(mask: Array) -> Array:
 
   Source: CML's "NMS" of pseudo-labels [C]. Hooking and pointer jumps: Shiloach and Vishkin 1982; Zhang, Azad and Hu 2020 (FastSV).
   """
-  return lax.platform_dependent(mask, tpu=_by_sweeps, default=_by_hooking)
+  return _of_each(mask, _spread)
 
 
 def largest_per_class(logits: Array) -> Array:
@@ -55,17 +56,15 @@ def largest_per_class(logits: Array) -> Array:
   return jnp.sum(kept * classes, axis=0).astype(jnp.int32)
 
 
-def _by_hooking(mask: Array) -> Array:
-  return jax.vmap(lambda m: _largest(m, _hook))(mask)
+def _of_each(mask: Array, spread: Spread) -> Array:
+  return jax.vmap(lambda m: _largest(m, spread))(mask)
 
 
-def _by_sweeps(mask: Array) -> Array:
-  """For TPU, where scattering and gathering are slow. A round passes straight runs, so winding paths take as many rounds as bends."""
-  return jax.vmap(lambda m: _largest(m, _sweep))(mask)
+def _spread(root: Array, smallest: Array, links: Links) -> Array:
+  return lax.platform_dependent(root, smallest, links, tpu=_sweep, default=_hook)
 
 
-def _largest(mask: Array, spread: Callable[[Array, Array, Links], Array]) -> Array:
-  """One sample. `spread` takes every block's root, the smallest root next to it, and the links, and returns roots no larger."""
+def _largest(mask: Array, spread: Spread) -> Array:
   blocks = _blocks(mask)
   links = _links(blocks)
   grid = next(iter(links.values())).shape
@@ -103,11 +102,13 @@ def _links(blocks: Array) -> Links:
     part = blocks[(..., *(where[s] for s in step))]
     return jnp.any(part, axis=tuple(range(rank, part.ndim)))
 
-  def at_neighbour(x: Array, step: tuple[int, ...]) -> Array:
-    return jnp.pad(x, 1)[tuple(slice(1 + s, 1 + s + n) for s, n in zip(step, x.shape, strict=True))]
-
   parts = {step: occupied(step) for step in itertools.product((-1, 0, 1), repeat=rank) if any(step)}
-  return {step: part & at_neighbour(parts[tuple(-s for s in step)], step) for step, part in parts.items()}
+  return {step: part & _away(parts[tuple(-s for s in step)], step) for step, part in parts.items()}
+
+
+def _away(x: Array, step: Sequence[int]) -> Array:
+  """Returns x at every index + step, 0 outside."""
+  return lax.pad(x, jnp.zeros((), x.dtype), [(-s, s, 0) for s in step])
 
 
 def _smallest_neighbour(root: Array, links: Links) -> Array:
@@ -132,19 +133,20 @@ def _hook(root: Array, smallest: Array, links: Links) -> Array:
 
 
 def _sweep(root: Array, smallest: Array, links: Links) -> Array:
-  """Along each axis in turn, every run of connected blocks takes its smallest root."""
+  """For TPU, where scattering and gathering are slow: along each axis in turn, every run of connected blocks takes its smallest root.
+
+  So a round passes straight runs, and winding paths take as many rounds as bends.
+  """
   del root
-
-  def join(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
-    (low, linked), (low_later, linked_later) = earlier, later
-    return jnp.where(linked_later, jnp.minimum(low, low_later), low_later), linked & linked_later
-
   grid = next(iter(links.values())).shape
   low = smallest.reshape(grid)
-  for axis in range(len(grid)):
+  for axis, side in enumerate(grid):
     for way in (-1, 1):
-      linked = links[tuple(way * (a == axis) for a in range(len(grid)))]
-      low, _ = lax.associative_scan(join, (low, linked), reverse=way > 0, axis=axis)
+      step = tuple(way * (a == axis) for a in range(len(grid)))
+      linked = links[step]  # to the block so far away, over all between
+      for _ in range((side - 1).bit_length()):
+        low, linked = jnp.where(linked, jnp.minimum(low, _away(low, step)), low), linked & _away(linked, step)
+        step = tuple(2 * s for s in step)
   return low.reshape(-1)
 
 

@@ -40,6 +40,7 @@ def _in_turn(x: Array, w: Array, interpolate: Interpolation) -> Array:
   return conv.conv3(interpolate(x), w)
 
 
+@functools.partial(jax.jit, static_argnums=2)  # for tracing alone, as in `ops.conv`
 def _forward(x: Array, w: Array, interpolate: Interpolation) -> tuple[Array, tuple[Array, Array]]:
   fast, plain = functools.partial(_blend_products, interpolate), functools.partial(_in_turn, interpolate=interpolate)
   y = plain(x, w) if conv.is_small(x, w) else lax.platform_dependent(x, w, cpu=fast, default=plain)
