@@ -11,7 +11,7 @@ round, so as many rounds as there are blocks always suffice; segmentation masks 
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def _links(blocks: Array) -> Links:
   return {step: part & _away(parts[tuple(-s for s in step)], step) for step, part in parts.items()}
 
 
-def _away(x: Array, step: Sequence[int]) -> Array:
+def _away(x: Array, step: tuple[int, ...]) -> Array:
   """Returns x at every index + step, 0 outside."""
   return lax.pad(x, jnp.zeros((), x.dtype), [(-s, s, 0) for s in step])
 
@@ -138,16 +138,35 @@ def _sweep(root: Array, smallest: Array, links: Links) -> Array:
   So a round passes straight runs, and winding paths take as many rounds as bends.
   """
   del root
-  grid = next(iter(links.values())).shape
-  low = smallest.reshape(grid)
+  grid, low = next(iter(links.values())).shape, smallest
   for axis, side in enumerate(grid):
     for way in (-1, 1):
-      step = tuple(way * (a == axis) for a in range(len(grid)))
-      linked = links[step]  # to the block so far away, over all between
-      for _ in range((side - 1).bit_length()):
-        low, linked = jnp.where(linked, jnp.minimum(low, _away(low, step)), low), linked & _away(linked, step)
-        step = tuple(2 * s for s in step)
-  return low.reshape(-1)
+      linked = links[tuple(way * (a == axis) for a in range(len(grid)))]
+      low = _along_runs(low, linked.reshape(-1), way * math.prod(grid[axis + 1 :]), side)
+  return low
+
+
+def _along_runs(low: Array, linked: Array, step: int, side: int) -> Array:
+  """Smallest root on the run of links that leads away from every block.
+
+  Args:
+    low: i32[n], a root for every block.
+    linked: bool[n], whether a block is connected to the one a step on.
+    step: of the flat index.
+    side: most blocks on a run. The reach doubles until it covers them.
+
+  Returns:
+    i32[n].
+  """
+  doublings = (side - 1).bit_length()
+  padding = abs(step) << doublings
+
+  def double(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    there = lambda x: lax.dynamic_slice(jnp.pad(x, padding), (padding + step * (1 << k),), x.shape)
+    low, linked = state  # the latter over all 2ᵏ links
+    return jnp.where(linked, jnp.minimum(low, there(low)), low), linked & there(linked)
+
+  return lax.fori_loop(0, doublings, double, (low, linked))[0]
 
 
 def _winner(blocks: Array, root: Array, shape: tuple[int, ...]) -> Array:
