@@ -23,7 +23,7 @@ STEPS = {
   "small": (["--shape=64,64,32", "--batch=2"], ["--shape=128,128", "--batch=4"]),
   "toy": (["--shape=16,16,16", "--batch=2", "--width=4"], ["--shape=32,32", "--batch=2", "--width=4"]),
 }
-WINDOWS = {"published": [], "small": ["--shape=64,64,32"], "toy": ["--shape=32,32,16", "--width=4", "--scan=48,40,20"]}
+WINDOWS = {"published": [], "small": ["--shape=64,64,32", "--scan=90,75,44"], "toy": ["--shape=32,32,16", "--width=4", "--scan=48,40,20"]}
 CROPS = {"published": [], "small": ["--shape=64,64,32"], "toy": ["--shape=16,16,16", "--steps=5"]}
 MASKS = {"published": [], "small": ["--shape=64,64,32"], "toy": ["--shape=32,32,16", "--batch=1"]}
 IN_TWO_DIMENSIONS = {"cmems": "cmems_acdc", "els_net": "els_net_acdc"}  # no configuration for the Left Atrium

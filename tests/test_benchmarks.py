@@ -9,10 +9,13 @@ import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import __main__ as everything
-from benchmarks import common
+from benchmarks import common, scaling
 from ssl_jax import methods
 from tests.helpers import ROOT
 
@@ -83,3 +86,12 @@ def test_ratios_are_of_rounds_and_the_round_before_the_first_is_not_counted(monk
   assert ours["median_s"] == pytest.approx(0.02) and ours["ratio"] == pytest.approx(1) and peer["ratio"] == 1
   text = common.table([ours, {"what": "alone", "side": "x", "median_s": 2.0, "peak_gib": 1.5}])
   assert "| what | side | median ms | fastest ms | ratio | peak GiB |" in text and "| alone | x | 2000 | – | – | 1.50 |" in text
+
+
+@pytest.mark.parametrize(("wanted", "collectives", "size"), [(("data",), 0, 0), ((), 1, 4 * 3 * 5)])
+def test_what_devices_exchange_is_counted(wanted, collectives, size):
+  mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+  shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), wanted)]
+  program = jax.jit(lambda x: 2 * x if wanted else x.sum(0), in_shardings=shardings[0], out_shardings=shardings[1])
+  text = program.lower(jax.ShapeDtypeStruct((8, 3, 5), np.float32)).compile().as_text()
+  assert scaling.exchanged(text) == (collectives, size)
