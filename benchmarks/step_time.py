@@ -161,7 +161,7 @@ def compare(args: argparse.Namespace) -> list[common.Row]:
     cache = folder if args.cached else None
     if cache:
       for side in set(sides) - {"torch"}:
-        Worker(side, args.tuned, cache).process.kill()  # compiles and leaves the program behind
+        Worker(side, False, cache).process.kill()  # compiles and leaves the program behind, as `main.compile_apart`
     taken: dict[str, list[float]] = {}
     beside: dict[str, common.Row] = {}
     for together in [[side] for side in sides] if args.apart else [sides]:

@@ -246,15 +246,15 @@ def test_compiling_leaves_the_program_in_the_cache_and_trains_nothing(tmp_path):
 
 
 def test_a_long_run_compiles_apart_until_it_has_begun(tmp_path, monkeypatch):
-  begun, commands = tmp_path / "begun", []
+  begun, calls = tmp_path / "begun", []
   (begun / "checkpoints").mkdir(parents=True)
   long = with_train(tiny_config("supervised"), phases=(("train", 1000),))
-  monkeypatch.setattr(main.subprocess, "run", lambda command, **_: commands.append(command))
+  monkeypatch.setattr(main.subprocess, "run", lambda command, env, **_: calls.append((command[-2:], env["GLIBC_TUNABLES"])))
   main.compile_apart(long, tmp_path)  # on eight devices, whose programs are not kept
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   for cfg, folder in ((tiny_config("supervised"), tmp_path), (long, begun), (long, tmp_path)):
     main.compile_apart(cfg, folder)
-  assert [command[-2:] for command in commands] == [[f"--workdir={tmp_path}", "--mode=compile"]]
+  assert calls == [([f"--workdir={tmp_path}", "--mode=compile"], "")]
 
 
 def test_programs_of_several_cpu_devices_are_not_kept():

@@ -219,7 +219,7 @@ def test_build_refuses(changes, message):
 
 def test_attention_drops_weights_at_its_rate():
   ones = jnp.ones((2, 64, 4, 8))
-  attend = functools.partial(attention.attend_with_cheap_dropout, ones, ones, ones, jax.random.key(0))
+  attend = functools.partial(attention.attend, ones, ones, ones, jax.random.key(0))
   for rate in (0.5, 0.1):  # a sum of 64 independent weights (1/64)/(1 − rate), each kept with 1 − rate
     out = attend(rate)[..., 0]
     assert abs(out.mean() - 1) < 0.03 and abs(out.std() / math.sqrt(rate / (1 - rate) / 64) - 1) < 0.1

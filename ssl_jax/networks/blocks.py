@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.ops import conv, norm, resize, upconv
+from ssl_jax.ops import conv, draw, norm, resize, upconv
 from ssl_jax.ops.remat import kept
 from ssl_jax.types import Array
 
@@ -231,6 +231,17 @@ class RowBatchNorm(nn.Module):
         running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
         running_var.value = keep * running_var.value + (1.0 - keep) * var * (count / jnp.maximum(count - 1, 1))
     return (rows - mean) * jax.lax.rsqrt(var + norm.EPSILON) * scale + bias
+
+
+class Dropout(nn.Module):
+  """`ops.draw.dropout` of single values, key stream "dropout"."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, active: bool) -> Array:
+    """Returns [B, ...], changed only while `active`."""
+    return draw.dropout(self.make_rng("dropout"), x, self.rate) if active else x
 
 
 def channel_dropout(module: nn.Module, x: Array, rate: float, active: bool) -> Array:

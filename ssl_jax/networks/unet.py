@@ -10,6 +10,7 @@ from ssl_jax.networks.blocks import (
   INTERPOLATE,
   BatchNorm,
   Conv,
+  Dropout,
   HeadsOutput,
   InstanceNorm,
   NetworkOutput,
@@ -121,7 +122,7 @@ class UNet2D(nn.Module):
         unbiased = Conv(features, dtype=self.dtype, name=f"{name}_conv{i}").unbiased(x)
         x = BatchNorm(relu=not (residual and i), leak=LEAK, name=f"{name}_norm{i}")(*unbiased, train, views)
         if rate and i == 0:
-          x = nn.Dropout(rate, name=f"{name}_dropout")(x, deterministic=not dropout)
+          x = Dropout(rate, name=f"{name}_dropout")(x, dropout)
       if not residual:
         return x
       short = Conv(features, size=1, dtype=self.dtype, name=f"{name}_short").unbiased(first)
@@ -193,7 +194,7 @@ class UNet3D(nn.Module):
     """
     norm_views(x, 1, 0, "U-Net")
     dropout = train if dropout is None else dropout
-    drop = lambda x, name: nn.Dropout(self.dropout, name=name)(x, deterministic=not dropout)
+    drop = lambda x, name: Dropout(self.dropout, name=name)(x, dropout)
 
     def blocks(x: Array, features: int, name: str) -> Array:
       for i in range(2):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ssl_jax.ops import draw
 from ssl_jax.ops.contrast import unit
 
 
@@ -36,7 +37,7 @@ def adversarial_noise(
 
   Source: Miyato et al. 2018, eqs. 15–17; SS-Net's code, which starts from uniform noise [C].
   """
-  direction = unit_by_sample(jax.random.uniform(key, image.shape, minval=-0.5, maxval=0.5))
+  direction = unit_by_sample(draw.in_rows(jax.random.uniform, key, image.shape, minval=-0.5, maxval=0.5))
   for _ in range(iterations):
     direction = unit_by_sample(jax.grad(lambda d: distance(image + xi * d))(direction))
   return jax.lax.stop_gradient(epsilon * direction)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ssl_jax.ops import draw
+
 
 class Pose(NamedTuple):
   """How each sample is turned: by `angle` f32[B] in radians after a flip of X where `flip` bool[B]."""
@@ -53,7 +55,7 @@ def random_turn(key: Array, image: Array, label: Array | None = None) -> tuple[A
 
 def uniform_noise(key: Array, image: Array, size: float) -> Array:
   """Adds U(−size, size) to every voxel of f32[B, *spatial, channels]."""
-  return image + jax.random.uniform(key, image.shape, minval=-size, maxval=size)
+  return image + draw.in_rows(jax.random.uniform, key, image.shape, minval=-size, maxval=size)
 
 
 def gaussian_noise(key: Array, image: Array, std: float, clip: float) -> Array:
@@ -61,7 +63,7 @@ def gaussian_noise(key: Array, image: Array, std: float, clip: float) -> Array:
 
   Source: UA-MT's code [L].
   """
-  return image + jnp.clip(std * jax.random.normal(key, image.shape), -clip, clip)
+  return image + jnp.clip(std * draw.in_rows(jax.random.normal, key, image.shape), -clip, clip)
 
 
 def mixup(factor: Array, first: Array, second: Array) -> Array:
