@@ -15,16 +15,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import descend, follow, forward, init_state, student, teacher, weighted_terms
+from ssl_jax.core.step import descend, follow, forward, in_turn, init_state, student, teacher, weighted_terms
 from ssl_jax.ops.components import largest_per_class
 from ssl_jax.ops.cutmix import box_anywhere, paste
 from ssl_jax.ops.segmentation import ce_dice, cross_entropy, dice_soft
 from ssl_jax.ops.softmax import softmax
-from ssl_jax.types import Array, Batch, Method, Metrics, Task, TrainState
+from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,15 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     state, metrics = descend(optimizer, state, loss_fn)
     return follow(state, state.stats, 0.0), metrics  # the teacher of self-training begins as the student
 
+  def loss_of_paste(params: PyTree, stats: PyTree, part: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+    out, stats = forward(network, params, stats, part["image"], key=part["key"])
+    terms = {
+      "supervised": lambda: region_loss(out.logits, part["label"], part["inside"]),
+      "pseudo": lambda: region_loss(out.logits, part["pseudo"], ~part["inside"]),
+    }
+    loss, metrics = weighted_terms(options.weights, terms)
+    return loss, (stats, metrics)
+
   def selftrain(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key_of, box, image, label = start(state, batch, key)
     image_u, own = batch["unlabelled"]["image"], state.teacher["stats"]["a"]
@@ -97,14 +107,14 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     out_t, stats_t = forward(network, state.teacher["students"]["a"], own, image_u, key=key_t, views=2)  # halves pass apart [C]
     pseudo, unlabelled = halves(largest_per_class(out_t.logits)), halves(image_u)
 
+    pastes = [
+      {"image": paste(box, image[0], unlabelled[0]), "inside": ~box, "label": label[0], "pseudo": pseudo[0], "key": key_of("dropout_out")},
+      {"image": paste(box, unlabelled[1], image[1]), "inside": box, "label": label[1], "pseudo": pseudo[1], "key": key_of("dropout_in")},
+    ]
+
     def loss_fn(students):
-      first, stats = forward(network, students["a"], state.stats["a"], paste(box, image[0], unlabelled[0]), key=key_of("dropout_out"))
-      second, stats = forward(network, students["a"], stats, paste(box, unlabelled[1], image[1]), key=key_of("dropout_in"))
-      terms = {
-        "supervised": lambda: region_loss(first.logits, label[0], ~box) + region_loss(second.logits, label[1], box),
-        "pseudo": lambda: region_loss(first.logits, pseudo[0], box) + region_loss(second.logits, pseudo[1], ~box),
-      }
-      return *weighted_terms(options.weights, terms), {"stats": {"a": stats}}
+      loss, (stats, found) = in_turn(loss_of_paste, students["a"], state.stats["a"], pastes)
+      return loss, jax.tree.map(jnp.sum, found), {"stats": {"a": stats}}
 
     state, metrics = descend(optimizer, state, loss_fn)
     foreground = jnp.mean(jnp.stack(pseudo) > 0)
