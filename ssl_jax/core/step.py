@@ -117,13 +117,13 @@ def forward(
     image: f32[B, *spatial, channels].
     key: dropout key; `None` turns dropout off (an EMA teacher).
     views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
-    extra: what only some networks take, such as `perturb`.
+    extra: arrays that only some networks take, such as `perturb`.
 
   Returns:
     The network's output and its updated running averages.
   """
-  run = applied(network, train=True, dropout=key is not None, views=views, mutable=("batch_stats",), **extra)
-  out, new = run({"params": params, "batch_stats": stats}, image, rngs=None if key is None else {"dropout": key})
+  run = applied(network, train=True, dropout=key is not None, views=views, mutable=("batch_stats",))
+  out, new = run({"params": params, "batch_stats": stats}, image, rngs=None if key is None else {"dropout": key}, **extra)
   return out, new.get("batch_stats", {})
 
 

@@ -4,25 +4,27 @@ Two networks, one labelled slice. Images made by pasting that slice's organs on 
 both; on unlabelled slices each learns the other's confident labels, from changed colours and from features with channels missing.
 | equation | where |
 |---|---|
-| (2), (6) L_e, L_s = ½ CE + ½ Dice on each network's weak view | `supervised` |
+| (2), (6) L_e, L_s = ½ CE + ½ Dice on each network's weak view | `supervised`, terms `exemplar`, `synthetic` |
 | (3) pseudo-labels above τ | `pseudo_label` |
 | (4), (5) L_cmip on strong views | `taught`, term `image` |
 | (7), (8) L_cmfp on perturbed features | `taught`, term `feature` |
-| (9) L_e + L_s + λ_cmip L_cmip + λ_cmfp L_cmfp | `core.step.weighted_terms` |
+| (9) L_e + L_s + λ_cmip L_cmip + λ_cmfp L_cmfp | `step`, pass after pass by `core.step.in_turn`: no gradient needs another's pass |
 | (10) mean of both networks | `predict` |
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ssl_jax.core import rng
-from ssl_jax.core.step import descend, forward, init_state, require_synthetic, student, weighted_terms
+from ssl_jax.core.step import descend, forward, in_turn, init_state, require_known, require_synthetic, student, weighted_terms
 from ssl_jax.ops import views
 from ssl_jax.ops.segmentation import ce_dice
 from ssl_jax.ops.softmax import softmax
@@ -30,6 +32,8 @@ from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainStat
 
 OTHER = {"a": "b", "b": "a"}
 STREAMS = ("labelled", "synthetic", "unlabelled")
+SUPERVISED = {"exemplar": "labelled", "synthetic": "synthetic"}
+MUTUAL = ("image", "feature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +95,10 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     raise ValueError("config.network.name: the feature perturbation needs a network that takes `perturb`, such as 'unet2d'")
   image_teacher = {name: OTHER[name] if options.teaches == "other" else name for name in OTHER}
   feature_teacher = {name: OTHER[name] if options.feature_perturbation == "cross" else name for name in OTHER}
-  mutual = any(options.weights.get(term) for term in ("image", "feature"))
-  sets = {"exemplar": "labelled", "synthetic": "synthetic"}
-  sets = {term: stream for term, stream in sets.items() if options.weights.get(term)}
+  require_known(options.weights, (*SUPERVISED, *MUTUAL))
+  sets = {term: stream for term, stream in SUPERVISED.items() if options.weights.get(term)}
+  mutual = [term for term in MUTUAL if options.weights.get(term)]
+  stacked = lambda of: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(of[name] for name in OTHER))
 
   def init(key: Array, batch: Batch) -> TrainState:
     require_synthetic(options.weights, batch)
@@ -104,51 +109,63 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     pose_key = jax.random.fold_in(key, 0 if stream in options.same_views else ord(name))
     return views.random_turn(jax.random.fold_in(pose_key, STREAMS.index(stream)), batch[stream]["image"], batch[stream].get("label"))
 
+  def run(students: PyTree, stats: PyTree, part: PyTree, image: Array, **extra: Any) -> tuple[Array, PyTree]:
+    """Logits of the part's network, and the running averages of both; these and the students come stacked."""
+    params, before = jax.tree.map(lambda both: both[part["network"]], (students, stats))
+    out, new = forward(network, params, before, image, key=part["key"], **extra)
+    return out.logits, jax.tree.map(lambda both, one: both.at[part["network"]].set(one), stats, new)
+
+  def supervised(students: PyTree, stats: PyTree, part: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """A network's loss on its own weak views, which pass it together."""
+    images, labels = zip(*part["views"].values(), strict=True)
+    logits, stats = run(students, stats, part, jnp.concatenate(images))
+    each = jnp.split(logits, np.cumsum([len(image) for image in images])[:-1])
+    terms = {term: functools.partial(ce_dice, *pair) for term, *pair in zip(part["views"], each, labels, strict=True)}
+    loss, metrics = weighted_terms({term: options.weights[term] for term in terms}, terms)
+    return loss, (stats, metrics)
+
+  def taught(students: PyTree, stats: PyTree, part: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """A network's loss on a teacher's images, against its pseudo-labels."""
+    loss = ce_dice(run(students, stats, part, part["image"], **part["extra"])[0], *part["pseudo"])
+    return part["weight"] * loss, (stats, {"loss": loss})
+
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key_of = lambda use: rng.key_for(key, state.step, use)
-    own = {name: {stream: weak_view(name, stream, batch, key_of("pose")) for stream in sets.values()} for name in OTHER}
-    stats, weak, strong, pseudo = dict(state.stats), {}, {}, {}
+    part_of = lambda name, use: {"network": jnp.int32(list(OTHER).index(name)), "key": key_of(f"dropout_{use}_{name}")}
+    views_of = lambda name: {term: weak_view(name, stream, batch, key_of("pose")) for term, stream in sets.items()}
+    own = [part_of(name, "labelled") | {"views": views_of(name)} for name in OTHER if sets]
+    stats, others, metrics = stacked(state.stats), [], {}
     if mutual:
-      for name in OTHER:
-        weak[name], _ = weak_view(name, "unlabelled", batch, key_of("pose"))
-        strong[name] = strong_view(key_of(f"strong_{name}"), weak[name], options)
-        # Batch statistics and no dropout, as a teacher; real slices enter the running averages here [D].
-        out, stats[name] = forward(network, state.students[name], stats[name], weak[name], key=None)
-        pseudo[name] = pseudo_label(softmax(out.logits), options.threshold, options.unconfident)  # Eq. (3), no gradient
-
-    def loss_fn(students):
-      new, out = dict(stats), {}
-
-      def run(name, image, use, **extra):
-        return forward(network, students[name], stats[name], image, key=key_of(f"{use}_{name}"), **extra)
-
-      for name in OTHER:
-        if sets:
-          image = jnp.concatenate([own[name][stream][0] for stream in sets.values()])
-          result, new[name] = run(name, image, "dropout_labelled")
-          ends = [len(own[name][stream][0]) for stream in sets.values()][:-1]
-          out[name] = dict(zip(sets, jnp.split(result.logits, ends), strict=True))
-
-      def supervised(term):  # Eqs. (2), (6)
-        return sum(ce_dice(out[name][term], own[name][sets[term]][1]) for name in OTHER)
-
-      def taught(use, teachers, images, **extra):
-        """Each network on its teacher's images, against its teacher's pseudo-labels."""
-        return sum(ce_dice(run(n, images[t], use, **extra)[0].logits, *pseudo[t]) for n, t in teachers.items())
-
-      terms: dict[str, Any] = {
-        "exemplar": lambda: supervised("exemplar"),
-        "synthetic": lambda: supervised("synthetic"),
-        "image": lambda: taught("dropout_strong", image_teacher, strong),  # Eqs. (4), (5)
-        "feature": lambda: taught("dropout_feature", feature_teacher, weak, perturb=options.feature_dropout),  # Eqs. (7), (8)
+      weak = {name: weak_view(name, "unlabelled", batch, key_of("pose"))[0] for name in OTHER}
+      strong = {name: strong_view(key_of(f"strong_{name}"), weak[name], options) for name in OTHER}
+      # Batch statistics and no dropout, as a teacher; real slices enter the running averages here [D].
+      out, stats = jax.lax.map(lambda one: forward(network, *one, key=None), (stacked(state.students), stats, stacked(weak)))
+      label, counted = pseudo_label(softmax(out.logits), options.threshold, options.unconfident)  # Eq. (3), no gradient
+      metrics = {"pseudo_share": jnp.mean(counted), "pseudo_foreground": jnp.mean(label > 0)}
+      pseudo = {name: (label[i], counted[i]) for i, name in enumerate(OTHER)}
+      lessons = {
+        "image": ("strong", strong, image_teacher, 0.0),  # Eqs. (4), (5)
+        "feature": ("feature", weak, feature_teacher, options.feature_dropout),  # Eqs. (7), (8)
       }
-      return *weighted_terms(options.weights, terms), {"stats": new}  # Eq. (9)
+      for term in mutual:
+        use, images, teacher, perturb = lessons[term]
+        fixed = {"weight": jnp.float32(options.weights[term]), "extra": {"perturb": jnp.float32(perturb)} if "feature" in mutual else {}}
+        others += [part_of(n, use) | fixed | {"image": images[teacher[n]], "pseudo": pseudo[teacher[n]]} for n in OTHER]
 
-    state, metrics = descend(optimizer, state, loss_fn)
-    if mutual:
-      metrics |= {"pseudo_share": jnp.mean(jnp.stack([counted for _, counted in pseudo.values()]))}
-      metrics |= {"pseudo_foreground": jnp.mean(jnp.stack([label > 0 for label, _ in pseudo.values()]))}
-    return state, metrics
+    def loss_fn(students):  # Eq. (9)
+      loss, new, found = jnp.float32(0.0), stats, {}
+      if own:
+        loss, (new, terms) = in_turn(supervised, stacked(students), new, own)
+        found = {name: jnp.sum(value) for name, value in terms.items()}
+      if others:
+        further, (_, terms) = in_turn(taught, stacked(students), stats, others)
+        values = jnp.sum(terms["loss"].reshape(-1, len(OTHER)), axis=1)
+        found |= {f"loss_{term}": value for term, value in zip(mutual, values, strict=True)}
+        loss += further
+      unstacked = {name: jax.tree.map(lambda both, i=i: both[i], new) for i, name in enumerate(OTHER)}
+      return loss, metrics | found | {"loss": loss}, {"stats": unstacked}
+
+    return descend(optimizer, state, loss_fn)
 
   each = {f"network_{name}": student(network, name) for name in OTHER}
 

@@ -244,9 +244,9 @@ class Dropout(nn.Module):
     return draw.dropout(self.make_rng("dropout"), x, self.rate) if active else x
 
 
-def channel_dropout(module: nn.Module, x: Array, rate: float, active: bool) -> Array:
+def channel_dropout(module: nn.Module, x: Array, rate: Array | float, active: bool) -> Array:
   """Sets whole channels of a sample to zero with probability `rate` and scales the others by 1/(1 − rate); key stream "dropout"."""
-  if not active or rate == 0.0:
+  if not active or (isinstance(rate, float) and rate == 0.0):
     return x
   keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],))
   return x * (keep / (1.0 - rate)).astype(x.dtype)

@@ -98,7 +98,7 @@ class UNet2D(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: float = 0.0
+    self, x: Array, *, train: bool, dropout: bool | None = None, views: int = 1, perturb: Array | float = 0.0
   ) -> NetworkOutput | HeadsOutput:
     """Segments images; with `further` or `scales` the output has `heads`: further decoders in order, then levels 3, 2, 1.
 
@@ -107,8 +107,8 @@ class UNet2D(nn.Module):
       train: use batch statistics, and update running averages where "batch_stats" is mutable.
       dropout: whether values are dropped; defaults to `train`.
       views: parts of the batch with BatchNorm statistics of their own; the first alone enters the running averages.
-      perturb: probability with which each channel of each of the encoder's five levels is lost to the decoder, whatever `dropout` says
-        (CMEMS eqs. 7, 8); the others are scaled by 1/(1 − perturb). Key stream "dropout".
+      perturb: f32[], probability with which each channel of each of the encoder's five levels is lost to the decoder, whatever `dropout`
+        says (CMEMS eqs. 7, 8); the others are scaled by 1/(1 − perturb). Key stream "dropout".
 
     Raises:
       ValueError: a side is no multiple of 16, or `views` does not divide B.

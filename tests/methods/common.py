@@ -90,7 +90,7 @@ class Pixelwise(nn.Module):
   def __call__(self, x, *, train, dropout=None, views=1, perturb=0.0):
     short = Conv(4, size=1, name="short")(x) if self.residual else 0.0
     x = BatchNorm(relu=True)(*Conv(4, size=1).unbiased(x), train, views) + short
-    x = channel_dropout(self, x, perturb, perturb > 0)
+    x = channel_dropout(self, x, perturb, True)
     output = NetworkOutput(Conv(self.num_classes, size=1, name="output")(x), x, x, x, x)
     return with_heads(output, self.further, self.scales, self.num_classes)
 
