@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.torch_vnet import VNet
+from benchmarks.torch_vnet import VNet, on_device
 
 ROWS, COLUMNS, WIDTH, TEMPERATURE = 12800, 256, 64, 0.1
 
@@ -74,7 +74,7 @@ def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, d
   torch.manual_seed(0)
   networks = nn.ModuleList([VNet(width=width), VNet(width=width, trilinear=True, attention=Attention(8 * width))])
   heads = nn.ModuleList(nn.ModuleList([head(width), head(WIDTH)]) for _ in networks)
-  whole = nn.ModuleList([networks, heads]).to(device)
+  whole = on_device(nn.ModuleList([networks, heads]), device)
   optimizer = torch.optim.SGD(whole.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
   image = torch.randn(2 * batch, 1, *shape, device=device)
   label = (image[:batch, 0] > 0).long()

@@ -6,7 +6,7 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.torch_vnet import VNet, ce_dice
+from benchmarks.torch_vnet import VNet, ce_dice, on_device
 
 CUTMIX_SIZE, DISCREPANCY = 2 / 3, 0.2
 
@@ -46,7 +46,7 @@ def discrepancy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, dtype: torch.dtype):
   """Returns a function that takes one step on fixed random data and returns the loss."""
   torch.manual_seed(0)
-  networks = nn.ModuleList([VNet(width=width), VNet(width=width, trilinear=True)]).to(device)
+  networks = on_device(nn.ModuleList([VNet(width=width), VNet(width=width, trilinear=True)]), device)
   optimizer = torch.optim.SGD(networks.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
   image, unlabelled = (torch.randn(batch, 1, *shape, device=device) for _ in range(2))
   label = (image[:, 0] > 0).long()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks.torch_vnet import ce_dice
+from benchmarks.torch_vnet import ce_dice, on_device
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -50,7 +50,7 @@ class UNet(nn.Module):
 def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, dtype: torch.dtype):
   """Returns a function that takes one step on fixed random data and returns the loss."""
   torch.manual_seed(0)
-  network = UNet(width=width).to(device)
+  network = on_device(UNet(width=width), device)
   optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
   image, label = torch.randn(batch, 1, *shape, device=device), torch.randint(0, 2, (batch, *shape), device=device)
 

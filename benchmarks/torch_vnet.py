@@ -81,6 +81,14 @@ class VNet(nn.Module):
     return {published(name): array.detach().cpu().numpy() for name, array in self.state_dict().items()}
 
 
+def on_device(module: nn.Module, device: str) -> nn.Module:
+  """Puts a module on its device; on a GPU with channels last, in which cuDNN computes in bfloat16."""
+  if device == "cpu":
+    return module
+  planes = any(parameter.ndim == 4 for parameter in module.parameters())
+  return module.to(device, memory_format=torch.channels_last if planes else torch.channels_last_3d)
+
+
 def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
   prob = logits.softmax(1)
   target = functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(prob.dtype)
@@ -92,7 +100,7 @@ def ce_dice(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def training_step(shape: tuple[int, ...], batch: int, width: int, device: str, dtype: torch.dtype):
   """Returns a function that takes one step on fixed random data and returns the loss."""
   torch.manual_seed(0)
-  network = VNet(width=width).to(device)
+  network = on_device(VNet(width=width), device)
   optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
   image, label = torch.randn(batch, 1, *shape, device=device), torch.randint(0, 2, (batch, *shape), device=device)
 

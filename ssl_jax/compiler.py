@@ -1,28 +1,57 @@
-"""What is asked of XLA beside the program, on CPUs, where other devices keep its defaults; and how programs are traced."""
+"""What is asked of XLA beside the program, and how programs are traced."""
 
 import contextlib
+import functools
 import gc
 import os
 from collections.abc import Iterator
 from importlib import metadata
 
 import jax
+import jax.numpy as jnp
 
+Options = dict[str, str | int]
+
+_CHANNELS_LAST: Options = {"xla_gpu_force_conv_nhwc": True}
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 _HAS_OPTIONS = metadata.version("jaxlib").startswith("0.10.")  # elsewhere one that is unknown ends XLA
 
 
-def for_convolutions() -> dict[str, str] | None:
+def for_convolutions() -> Options | None:
   """Returns the options of a program that runs networks.
 
   By default XLA:CPU hands convolutions to its YNN library, too. The 2D ones that `ops.conv` is made of take up to a third less time
   without it, and loading a compiled program looks for each call of the library in a list of all instructions.
+
+  By default XLA:GPU turns every 3D image around, to have channels first, for cuDNN's convolution, and its result back. A choice of layout
+  in XLA_FLAGS is left as it is.
   """
+  if jax.default_backend() == "gpu":
+    chosen = "xla_gpu_force_conv" in os.environ.get("XLA_FLAGS", "")
+    return _CHANNELS_LAST if not chosen and _convolves_channels_last() else None
   library_calls = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
   return {"xla_cpu_experimental_ynn_fusion_type": library_calls} if _HAS_OPTIONS and jax.default_backend() == "cpu" else None
 
 
-def for_one_run() -> dict[str, int] | None:
+@functools.cache
+def _convolves_channels_last() -> bool:
+  """Whether this GPU's libraries know 3D convolutions with channels last, and their gradients, of few channels and of many."""
+
+  def gradients(image: jax.Array) -> tuple[jax.Array, ...]:
+    kernel = jnp.ones((3, 3, 3, image.shape[-1], 16), image.dtype)
+    convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    result, pull = jax.vjp(convolve, image, kernel)
+    return pull(result)
+
+  images = [jax.ShapeDtypeStruct((1, 16, 16, 16, channels), dtype) for channels in (1, 3, 16) for dtype in (jnp.float32, jnp.bfloat16)]
+  try:
+    jax.jit(lambda images: [gradients(image) for image in images], compiler_options=_CHANNELS_LAST).lower(images).compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def for_one_run() -> Options | None:
   """Returns the options of a program that runs once: LLVM takes five times as long to optimize hundreds of draws as to translate them."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import __main__ as everything
-from benchmarks import common, scaling
+from benchmarks import common, elsewhere, scaling
 from ssl_jax import methods
 from tests.helpers import ROOT
 
@@ -95,3 +95,32 @@ def test_what_devices_exchange_is_counted(wanted, collectives, size):
   program = jax.jit(lambda x: 2 * x if wanted else x.sum(0), in_shardings=shardings[0], out_shardings=shardings[1])
   text = program.lower(jax.ShapeDtypeStruct((8, 3, 5), np.float32)).compile().as_text()
   assert scaling.exchanged(text) == (collectives, size)
+
+
+PROGRAM = """HloModule step
+
+%turned (p: bf16[4,8]) -> bf16[8,4] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %t = bf16[8,4]{1,0} transpose(%p), dimensions={1,0}
+}
+
+%body (state: (s32[], f32[10])) -> (s32[], f32[10]) {
+  %state = (s32[], f32[10]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[10]{0} get-tuple-element(%state), index=1
+  %twice = f32[10]{0} add(%x, %x), metadata={op_name="%x"}
+  ROOT %next = (s32[], f32[10]{0}) tuple(%i, %twice)
+}
+
+ENTRY %main (image: bf16[4,8], start: (s32[], f32[10])) -> (bf16[8,4], (s32[], f32[10])) {
+  %image = bf16[4,8]{1,0} parameter(0)
+  %start = (s32[], f32[10]{0}) parameter(1)
+  %loop = (s32[], f32[10]{0}) while(%start), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %fusion = bf16[8,4]{1,0} fusion(%image), kind=kInput, calls=%turned
+  ROOT %out = (bf16[8,4]{1,0}, (s32[], f32[10]{0})) tuple(%fusion, %loop)
+}
+"""
+
+
+def test_kernels_of_a_program_are_counted_as_often_as_they_run():
+  assert list(elsewhere.kernels(PROGRAM)) == [(3, 3 * 40, False), (1, 2 * 64, True)]

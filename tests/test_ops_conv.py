@@ -1,6 +1,7 @@
 """Convolutions, BatchNorm and interpolation: every formulation against XLA's plain one, values and gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,15 @@ def always_fast(monkeypatch):
   monkeypatch.setattr(conv, "_SMALL", 0)
 
 
+@pytest.fixture
+def as_on_tpu(monkeypatch):
+  """A TPU's formulations on this device."""
+  monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, tpu=None, **_: (tpu or default)(*args))
+  jax.clear_caches()  # what has been traced has the device's own
+  yield
+  jax.clear_caches()
+
+
 CASES = {
   "odd": ((2, 7, 9, 5), 3, 5),
   "a quarter of a Winograd group": ((1, 1, 4, 4), 2, 3),
@@ -72,6 +82,34 @@ CASES = {
 def test_conv3(case, always_fast):
   (batch, *spatial), channels, out = CASES[case]
   assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
+
+
+@pytest.mark.parametrize("case", ["odd", "wide channels", "one row", "one channel", "2D"])
+def test_conv3_on_tpu(case, as_on_tpu):
+  (batch, *spatial), channels, out = CASES[case]
+  assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
+
+
+@pytest.mark.parametrize("spatial", [(4, 6, 8), (6, 8)], ids=["3D", "2D"])
+@pytest.mark.parametrize(("ours", "plain"), [(conv.conv_down2, plain_down2), (conv.conv_up2, plain_up2)], ids=["down", "up"])
+def test_stride_2_on_tpu(ours, plain, spatial, as_on_tpu):
+  assert_same(ours, plain, normal(0, 2, *spatial, 3), normal(1, *(2,) * len(spatial), 3, 5))
+
+
+def test_a_tpu_gets_convolutions_in_two_dimensions_alone():
+  """XLA:TPU takes a minute to compile one in three."""
+
+  def layers(x, w, narrow):
+    return conv.conv_up2(conv.conv_down2(conv.conv3(x, w), narrow), narrow)
+
+  def everything(x, w, narrow):
+    y, pull = jax.vjp(layers, x, w, narrow)
+    return pull(y)
+
+  arrays = normal(0, 1, 8, 8, 8, 4), normal(1, 3, 3, 3, 4, 4), normal(2, 2, 2, 2, 4, 4)
+  program = jax.export.export(jax.jit(everything), platforms=["tpu"])(*arrays).mlir_module()
+  ranks = {len(sides.split("x")) for sides in re.findall(r"stablehlo.convolution.*: \(tensor<([\dx]+)xf32>", program)}
+  assert ranks == {4}
 
 
 @pytest.mark.parametrize("slices", [1, 2, 4])

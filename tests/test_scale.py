@@ -68,8 +68,26 @@ def test_convolutions_are_not_library_calls_on_cpus(monkeypatch):
   images, kernel = jnp.ones((4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
   calls = lambda options: jax.jit(conv3).lower(images, kernel).compile(options).as_text().count("ynn")
   assert calls(compiler.for_convolutions()) == 0 < calls(None)
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert compiler.for_convolutions() is None and compiler.for_one_run() is None
+
+
+def test_a_gpu_convolves_with_channels_last_where_it_can_and_the_user_has_not_chosen(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(compiler, "_convolves_channels_last", lambda: True)
+  monkeypatch.setenv("XLA_FLAGS", "")
+  assert compiler.for_convolutions() == {"xla_gpu_force_conv_nhwc": True}
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_force_conv_nchw=true")
+  assert compiler.for_convolutions() is None
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setattr(compiler, "_convolves_channels_last", lambda: False)
+  assert compiler.for_convolutions() is None and compiler.for_one_run() is None
+
+
+@pytest.mark.parametrize(("option", "knows"), [("xla_gpu_force_conv_nhwc", True), ("no_such_option", False)])
+def test_whether_channels_may_come_last_is_asked_of_the_compiler(option, knows, monkeypatch):
+  monkeypatch.setattr(compiler, "_CHANNELS_LAST", {option: True})
+  assert compiler._convolves_channels_last.__wrapped__() is knows
 
 
 def test_the_collector_rests_while_a_step_is_traced_and_is_left_as_it_was():

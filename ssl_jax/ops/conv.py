@@ -1,19 +1,22 @@
 """Convolutions of the segmentation networks, channels last, in two and three dimensions.
 
-GPU and TPU get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients.
-There a 3³ convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of
-shifted copies per tap. Stride-2 pairs are a rearrangement and matrix products everywhere.
+GPUs get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients. There a 3³
+convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of shifted copies per
+tap. XLA:TPU takes a minute to compile a 3D convolution and pads its channels to many more, so there all are 2D ones in which neighbouring
+slices are channels. Stride-2 pairs are a rearrangement and matrix products elsewhere.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+Convolution = Callable[[Array, Array], Array]  # of an image and a kernel
 
 # Winograd F(4, 3): four outputs of a 3-tap filter from six products; output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)).
 # Points whose powers stay near 1 halve the rounding error of the usual 0, ±1, ±2, ∞.
@@ -33,6 +36,7 @@ def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 _TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
 
+_PLANES = ("NHWC", "HWIO", "NHWC")
 _TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
 _CACHED = 9 << 15  # elements whose shifted copies stay in the cache
 _WIDE = 32  # channels from which products of several small matrices at once are faster
@@ -56,12 +60,10 @@ def conv3(x: Array, w: Array) -> Array:
 @jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
   if x.ndim == 4:
-    cpu = _plane
-  elif is_small(x, w) or min(x.shape[2:4]) < 3:
-    cpu = _shifted_products
-  else:
-    cpu = _first_layer if x.shape[-1] == 1 else _winograd
-  return lax.platform_dependent(x, w, cpu=cpu, default=_xla)
+    return lax.platform_dependent(x, w, cpu=_plane, default=_xla)
+  large = _by_triples if x.shape[-1] == 1 else _winograd
+  cpu = _shifted_products if is_small(x, w) or min(x.shape[2:4]) < 3 else large
+  return lax.platform_dependent(x, w, cpu=cpu, tpu=_by_triples, default=_xla)
 
 
 def is_small(x: Array, w: Array) -> bool:
@@ -73,8 +75,12 @@ def is_small(x: Array, w: Array) -> bool:
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
   x, w = saved
   back = jnp.swapaxes(jnp.flip(w, range(w.ndim - 2)), -1, -2)
-  cpu = _kernel_grad_2d if x.ndim == 4 else _first_layer_kernel_grad if x.shape[-1] == 1 else _kernel_grad_3d
-  return _forward(grad, back), lax.platform_dependent(x, grad, cpu=cpu, default=_xla_kernel_grad)
+  own: dict[str, Convolution] = {"cpu": _kernel_grad_3d, "tpu": _transposed(_by_triples)}
+  if x.ndim == 4:
+    own = {"cpu": _kernel_grad_2d}
+  elif x.shape[-1] == 1:
+    own = dict.fromkeys(own, _first_layer_kernel_grad)
+  return _forward(grad, back), lax.platform_dependent(x, grad, **own, default=_transposed(_xla))
 
 
 conv3.defvjp(lambda x, w: (_forward(x, w), (x, w)), _backward)
@@ -106,18 +112,46 @@ def _mixed_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Ar
 conv1.defvjp(lambda x, w: (x @ w, (x, w)), _mixed_gradients)
 
 
+@jax.custom_vjp
 def conv_down2(x: Array, w: Array) -> Array:
   """Convolution with kernel and stride 2: space to depth and one matrix product.
 
   Args:
-    x: [B, *spatial, in], even sides.
-    w: [2, 2(, 2), in, out].
+    x: [B, *spatial, in], even sides; gradient flows here.
+    w: [2, 2(, 2), in, out] of the same dtype; gradient flows here.
 
   Returns:
     [B, *(spatial / 2), out].
   """
+  return lax.platform_dependent(x, w, tpu=_down_by_pairs, default=_down_by_blocks)
+
+
+def _down_by_blocks(x: Array, w: Array) -> Array:
   blocks = _blocks(x)
   return conv1(blocks, w.reshape(blocks.shape[-1], -1))
+
+
+def _down_by_pairs(x: Array, w: Array) -> Array:
+  """Two neighbouring slices become the channels of a 2D convolution."""
+  if x.ndim == 5:
+    pairs, kernel = jnp.concatenate([x[:, 0::2], x[:, 1::2]], axis=-1), jnp.moveaxis(w, 0, 2).reshape(2, 2, 2 * x.shape[-1], -1)
+    return _down_by_pairs(_merged(pairs), kernel).reshape(*pairs.shape[:2], *(side // 2 for side in x.shape[2:4]), -1)
+  return lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=_PLANES)
+
+
+conv_down2.defvjp(
+  lambda x, w: (conv_down2(x, w), (x, w)),
+  lambda saved, grad: lax.platform_dependent(*saved, grad, tpu=_gradients(_down_by_pairs), default=_gradients(_down_by_blocks)),
+)
+
+
+def _gradients(convolve: Convolution) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+  return lambda x, w, grad: jax.vjp(convolve, x, w)[1](grad)
+
+
+def _merged(x: Array) -> Array:
+  """[B, depth, height, width, C] -> [B · depth, height, width, C]."""
+  return x.reshape(-1, *x.shape[2:])
 
 
 def _blocks(x: Array) -> Array:
@@ -166,6 +200,10 @@ def conv_up2(x: Array, w: Array) -> Array:
   Returns:
     [B, *(2 · spatial), out].
   """
+  return lax.platform_dependent(x, w, tpu=_up_by_pairs, default=_up_by_slices)
+
+
+def _up_by_slices(x: Array, w: Array) -> Array:
   rank, out = x.ndim - 2, w.shape[-1]
   order = (0, 1, *(axis for a in range(2, rank + 1) for axis in (a, a + rank - 1)), 2 * rank)
 
@@ -177,13 +215,26 @@ def conv_up2(x: Array, w: Array) -> Array:
   return jnp.stack([slices(w[0]), slices(w[1])], axis=2).reshape(x.shape[0], *(2 * side for side in x.shape[1:-1]), out)
 
 
-def _up_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-  x, w = saved
+def _up_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   grad_x, columns = _mixed_gradients((x, as_columns(w)), _blocks(grad))
   return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2)
 
 
-conv_up2.defvjp(lambda x, w: (conv_up2(x, w), (x, w)), _up_gradients)
+def _up_by_pairs(x: Array, w: Array) -> Array:
+  """The channels of a transposed 2D convolution become two neighbouring slices."""
+  if x.ndim == 5:
+    batch, depth, height, width, _ = x.shape
+    pairs = _up_by_pairs(_merged(x), jnp.moveaxis(w, 0, 3).reshape(2, 2, x.shape[-1], -1))
+    split = pairs.reshape(batch, depth, 2 * height, 2 * width, 2, -1)
+    return jnp.moveaxis(split, 4, 2).reshape(batch, 2 * depth, 2 * height, 2 * width, -1)
+  back = jnp.flip(w, (0, 1))
+  return lax.conv_general_dilated(x, back, (1, 1), ((1, 1), (1, 1)), lhs_dilation=(2, 2), dimension_numbers=_PLANES)
+
+
+conv_up2.defvjp(
+  lambda x, w: (conv_up2(x, w), (x, w)),
+  lambda saved, grad: lax.platform_dependent(*saved, grad, tpu=_gradients(_up_by_pairs), default=_up_gradients),
+)
 
 
 def as_columns(w: Array) -> Array:
@@ -192,7 +243,7 @@ def as_columns(w: Array) -> Array:
 
 
 def _xla(x: Array, w: Array) -> Array:
-  spec = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
+  spec = _PLANES if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
   return lax.conv_general_dilated(x, w, (1,) * (x.ndim - 2), "SAME", dimension_numbers=spec)
 
 
@@ -201,13 +252,18 @@ def _plane(x: Array, w: Array) -> Array:
   channels, width, out = x.shape[-1], x.shape[2], w.shape[-1]
   together = max((n for n, most in _TOGETHER.items() if channels * out <= most and width % n == 0), default=1)
   kernel = jnp.concatenate([jnp.pad(w, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)], axis=-1)
-  y = lax.conv_general_dilated(x, kernel, (1, together), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  y = lax.conv_general_dilated(x, kernel, (1, together), ((1, 1), (1, 1)), dimension_numbers=_PLANES)
   return y.reshape(*x.shape[:-1], out)
 
 
-def _xla_kernel_grad(x: Array, grad: Array) -> Array:
-  w = jnp.zeros((3,) * (x.ndim - 2) + (x.shape[-1], grad.shape[-1]), x.dtype)
-  return jax.linear_transpose(lambda w: _xla(x, w), w)(grad)[0]
+def _transposed(convolve: Convolution) -> Convolution:
+  """Returns the kernel gradient, of image and gradient, that XLA makes of a convolution with a kernel of 3."""
+
+  def kernel_grad(x: Array, grad: Array) -> Array:
+    w = jnp.zeros((3,) * (x.ndim - 2) + (x.shape[-1], grad.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda w: convolve(x, w), w)(grad)[0]
+
+  return kernel_grad
 
 
 def _combine(row: Sequence[float] | np.ndarray, arrays: Sequence[Array]) -> Array:
@@ -244,13 +300,13 @@ def _shifted_products(x: Array, w: Array) -> Array:
   return jnp.sum(jnp.stack(shifted), axis=0).astype(x.dtype)
 
 
-def _first_layer(x: Array, w: Array) -> Array:
-  """One input channel: three neighbouring slices become the channels of a 2D convolution."""
-  batch, depth, height, width, _ = x.shape
-  padded = jnp.pad(x[..., 0], ((0, 0), (1, 1), (0, 0), (0, 0)))
-  slices = jnp.stack([padded[:, i : i + depth] for i in range(3)], axis=-1)
-  y = _plane(slices.reshape(batch * depth, height, width, 3), jnp.moveaxis(w[..., 0, :], 0, 2))
-  return y.reshape(batch, depth, height, width, -1)
+def _by_triples(x: Array, w: Array) -> Array:
+  """Three neighbouring slices become the channels of a 2D convolution."""
+  batch, depth, height, width, channels = x.shape
+  padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+  triples = jnp.concatenate([padded[:, i : i + depth] for i in range(3)], axis=-1)
+  kernel = jnp.moveaxis(w, 0, 2).reshape(3, 3, 3 * channels, -1)
+  return _plane(_merged(triples), kernel).reshape(batch, depth, height, width, -1)
 
 
 def _first_layer_kernel_grad(x: Array, grad: Array) -> Array:
