@@ -4,6 +4,7 @@ import argparse
 import datetime
 import importlib
 import json
+import math
 import os
 import platform
 import re
@@ -35,6 +36,7 @@ COLUMNS = {  # of the table: key of a row, format
   "of the peak": ("of_peak", "{:.2f}".format),
   "difference": ("difference", "{:.1e}".format),
 }
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 Row = dict[str, Any]
 sides_of = lambda text: tuple(map(int, text.split(",")))
 
@@ -64,6 +66,12 @@ def configuration(name: str, root: Path | None = None, **changes: Any) -> Any:
     raw.train[stream] = batch if batch and raw.train[stream] else raw.train[stream]
   raw.network.update({key: value for key, value in changes.items() if value is not None})
   return config.check(config.parse(Config, raw.to_dict()))
+
+
+def size_of(shape: str) -> int:
+  """Bytes of an array, or of a tuple's, as a compiled program's text has its shape."""
+  arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+  return sum(BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side) for dtype, sides in arrays)
 
 
 def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

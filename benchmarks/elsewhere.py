@@ -10,7 +10,6 @@ what of it is turned around.
 """
 
 import dataclasses
-import math
 import os
 import re
 import time
@@ -25,7 +24,6 @@ from benchmarks import common
 from ssl_jax.experiment import open_experiment
 from ssl_jax.train import compile_step
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 GPU = """
 platform_name: "CUDA"
 runtime_version {{ major: 12 minor: 9 }}
@@ -78,12 +76,6 @@ def computations(program: str) -> tuple[str, dict[str, list[Instruction]]]:
   return entry, found
 
 
-def size_of(shape: str) -> int:
-  """Bytes of an array, or of a tuple's."""
-  arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-  return sum(BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side) for dtype, sides in arrays)
-
-
 def kernels(program: str) -> Iterator[tuple[int, int, bool]]:
   """Yields of each kernel how often it runs, the bytes it reads and writes, and whether it turns an array around; loops are followed."""
   entry, all_of = computations(program)
@@ -98,7 +90,7 @@ def kernels(program: str) -> Iterator[tuple[int, int, bool]]:
       elif operation not in NO_KERNEL:
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         inner = {operation, *(of for _, _, of, _ in all_of.get(called[1], []))} if called else {operation}
-        yield times, size_of(shape) + sum(size_of(shapes.get(operand, "")) for operand in operands), "transpose" in inner
+        yield times, common.size_of(shape) + sum(common.size_of(shapes.get(operand, "")) for operand in operands), "transpose" in inner
 
   yield from walk(entry, 1)
 

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from benchmarks.common import size_of
 from configs import common
 from ssl_jax import config, data
 from ssl_jax.core import sharding
@@ -31,16 +32,13 @@ from ssl_jax.experiment import open_experiment, run_key
 from ssl_jax.train import compile_step
 from ssl_jax.types import Config
 
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "u8": 1, "s8": 1}
 COLLECTIVE = re.compile(r"= (?P<shapes>.+?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def exchanged(program: str) -> tuple[int, int]:
   """Returns the number of collectives in a compiled program's text and the bytes of their results."""
   found = [match["shapes"] for match in COLLECTIVE.finditer(program)]
-  size = lambda dtype, sides: BYTES.get(dtype, 4) * int(np.prod([int(side) for side in sides.split(",") if side], dtype=np.int64))
-  return len(found), sum(size(*shape) for shapes in found for shape in SHAPE.findall(shapes))
+  return len(found), sum(map(size_of, found))
 
 
 def main() -> None:

@@ -316,6 +316,6 @@ def test_site_builds(tmp_path):
   for package in ("mkdocs", "material", "mkdocstrings"):
     pytest.importorskip(package, reason="pip install -r requirements-docs.txt")
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert result.returncode == 0, result.stderr
   assert (tmp_path / "site/api/ops.html").is_file()
