@@ -20,6 +20,7 @@ from ssl_jax.experiment import open_experiment, record
 from ssl_jax.types import Config
 
 ROOT = Path(__file__).parents[1]
+HANG_S = 900  # longer than anything takes on a slow machine; whatever takes longer hangs
 
 
 def tiny_config(method: str, **data) -> Config:
@@ -103,7 +104,7 @@ def command(*arguments: str, env: dict[str, str] | None = None, **options) -> su
   """Runs `python -m ssl_jax.main` as a user would, on one device."""
   full = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}
   return subprocess.run(
-    [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=900, **options
+    [sys.executable, "-m", "ssl_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=full, timeout=HANG_S, **options
   )
 
 
@@ -136,12 +137,12 @@ class Forked:
       assert self._process.poll() is None, self.finish()
       time.sleep(0.02)
 
-  def finish(self, timeout: float = 900) -> list[tuple[int, str]]:
+  def finish(self, timeout: float = HANG_S) -> list[tuple[int, str]]:
     """Returns exit statuses and standard errors, in order."""
     return [(status, error) for status, error in json.loads(self._process.communicate(timeout=timeout)[0])]
 
 
-def forked(*groups: list[dict[str, Any]], timeout: float = 900, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
+def forked(*groups: list[dict[str, Any]], timeout: float = HANG_S, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
   """Runs groups of command lines, one group after the other, to their ends; returns exit statuses and standard errors."""
   return Forked(*groups, env=env).finish(timeout)
 

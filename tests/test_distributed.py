@@ -54,7 +54,7 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
   if method == "crln":
     stages = [(1, 1, 5), (1, 4, 10), (1, 2, 15, split), (2, 1, 20, split)]
     groups += [run(file, moved, *stage) for stage in stages]
-  found = forked(*groups, timeout=600)
+  found = forked(*groups)
   assert {status for status, _ in found} == {75}, found
   for name in ("four", "two", *(["moved"] if method == "crln" else [])):
     same(losses(tmp_path / name), losses(tmp_path / "one"))
@@ -63,7 +63,7 @@ def test_processes_and_devices_change_no_loss(method, tmp_path):
 def test_two_processes_share_the_evaluation(tmp_path):
   """Three scans; a table of every one, in order, as one process makes it."""
   file = config("supervised", tmp_path, 2)
-  found = forked(run(file, tmp_path / "one"), run(file, tmp_path / "two", 2), timeout=600)
+  found = forked(run(file, tmp_path / "one"), run(file, tmp_path / "two", 2))
   assert {status for status, _ in found} == {0}, found
   one, two = (json.loads((tmp_path / name / "results_student.json").read_text()) for name in ("one", "two"))
   assert [case["case"] for case in two["cases"]] == [case["case"] for case in one["cases"]]

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from ssl_jax import config, methods
 from ssl_jax.types import Config
-from tests.helpers import ROOT
+from tests.helpers import HANG_S, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING_PAGES = [*PAGES, ROOT / "BUILD.md", ROOT / "launch/README.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
@@ -316,6 +316,6 @@ def test_site_builds(tmp_path):
   for package in ("mkdocs", "material", "mkdocstrings"):
     pytest.importorskip(package, reason="pip install -r requirements-docs.txt")
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
   assert result.returncode == 0, result.stderr
   assert (tmp_path / "site/api/ops.html").is_file()

@@ -11,7 +11,7 @@ from ssl_jax.interop import torch_weights
 from ssl_jax.interop.torch_weights import load_vnet, load_weights, read_state_dict, save_weights
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.types import InputError
-from tests.helpers import ROOT
+from tests.helpers import HANG_S, ROOT
 
 
 def state_dict(upsample="transpose"):
@@ -157,6 +157,6 @@ def test_load_weights_refuses_foreign_files(tmp_path):
 
 def test_command_ends_with_a_sentence_and_not_a_traceback(tmp_path):
   command = [sys.executable, "-m", "ssl_jax.interop.torch_weights", str(tmp_path / "none.pth"), str(tmp_path / "out.npz")]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
   assert result.returncode == 2
   assert result.stderr.strip() == f"error: {tmp_path / 'none.pth'}: no such file"

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from tests.helpers import ROOT
+from tests.helpers import HANG_S, ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "ablations_colab.ipynb"
 # Runs the cells one after the other in one namespace, as a kernel does, then prints what they have left in it.
@@ -38,7 +38,7 @@ print(json.dumps({"results": found, "figures": len(plt.get_fignums())}))
 def test_every_cell_runs_and_leaves_its_results(tmp_path):
   env = {**os.environ, "SSL_JAX_NOTEBOOK_STEPS": "2", "JAX_NUM_CPU_DEVICES": "1"}
   command = [sys.executable, "-W", "ignore", "-c", RUNNER, str(NOTEBOOK)]
-  done = subprocess.run(command, cwd=NOTEBOOK.parent, env=env, capture_output=True, text=True, timeout=900)
+  done = subprocess.run(command, cwd=NOTEBOOK.parent, env=env, capture_output=True, text=True, timeout=HANG_S)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   results = found["results"]

@@ -96,6 +96,20 @@ def test_stride_2_on_tpu(ours, plain, spatial, as_on_tpu):
   assert_same(ours, plain, normal(0, 2, *spatial, 3), normal(1, *(2,) * len(spatial), 3, 5))
 
 
+@pytest.mark.parametrize("channels", [(3, 5), (5, 1)])
+def test_conv1_on_tpu(channels, as_on_tpu):
+  assert_same(conv.conv1, jnp.matmul, normal(0, 2, 4, 6, channels[0]), normal(1, *channels))
+
+
+@pytest.mark.parametrize("corners_aligned", [True, False])
+@pytest.mark.parametrize("spatial", [(4, 3, 5), (1, 6)], ids=["3D", "2D"])
+def test_interpolation_on_tpu(spatial, corners_aligned, as_on_tpu):
+  x = normal(0, 2, *spatial, 3)
+  expected = resize.upsample_linear(np.asarray(x), corners_aligned)
+  np.testing.assert_allclose(resize.upsample_linear(x, corners_aligned), expected, atol=1e-6)
+  assert "dot_general" in str(jax.make_jaxpr(resize.upsample_linear)(x))
+
+
 def test_a_tpu_gets_convolutions_in_two_dimensions_alone():
   """XLA:TPU takes a minute to compile one in three."""
 

@@ -16,7 +16,7 @@ from ssl_jax import config
 from ssl_jax import sweep as sweeps
 from ssl_jax.sweep import Sweep, Variant
 from ssl_jax.types import InputError
-from tests.helpers import ROOT, tiny_config, with_train
+from tests.helpers import HANG_S, ROOT, tiny_config, with_train
 from tests.test_report import result, rows
 from tests.test_train import lines
 
@@ -99,13 +99,13 @@ def test_a_sweep_is_interrupted_resumed_and_tabulated(tmp_path, capsys):
     time.sleep(0.01)
     assert process.poll() is None, process.stderr.read()
   process.send_signal(signal.SIGTERM)
-  error = process.communicate(timeout=60)[1]
+  error = process.communicate(timeout=HANG_S)[1]
   assert process.returncode == 75, error
   assert lines(interrupted)[-1]["step"] < STEPS and not (interrupted / "results.md").exists()
 
   before = files(workdir / "first_seed1")
   process = start(*arguments, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
-  out, error = process.communicate(timeout=120)
+  out, error = process.communicate(timeout=HANG_S)
   assert process.returncode == 0, error
   assert "first_seed1" not in error and "[2/4]" in error and "[4/4]" in error
   assert files(workdir / "first_seed1") == before

@@ -14,6 +14,7 @@ from ssl_jax.data.synthesis import build_synthetic, choose_exemplar, exemplar_sp
 from ssl_jax.data.transforms import resize_nearest
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.types import DataConfig, InputError, SynthesisConfig
+from tests.helpers import HANG_S
 
 SIDES = (48, 40)
 STILL = SynthesisConfig(per_background=3, scale=(1.0, 1.0), rotation_deg=0.0, shift=0.0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
@@ -240,7 +241,7 @@ def test_other_processes_wait(tmp_path):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     waiting = pool.submit(build_synthetic, *arguments, 5, tmp_path, process_index=1)
     first = build_synthetic(*arguments, 5, tmp_path)
-    assert_same(waiting.result(timeout=20)[3], first[3])
+    assert_same(waiting.result(timeout=HANG_S)[3], first[3])
   with pytest.raises(InputError, match="process 0"):
     build_synthetic(*arguments, 6, tmp_path, process_index=1, wait_s=0.0)
 

@@ -100,8 +100,7 @@ def conv1(x: Array, w: Array) -> Array:
   return x @ w
 
 
-def _mixed_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-  x, w = saved
+def _mixed_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
   if x.shape[-1] <= grad.shape[-1]:
     return grad @ w.T, _dot(rows.T, grads).astype(w.dtype)
@@ -109,7 +108,10 @@ def _mixed_gradients(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Ar
   return grad @ w.T, lax.optimization_barrier(_dot(grads.T, rows)).T.astype(w.dtype)
 
 
-conv1.defvjp(lambda x, w: (x @ w, (x, w)), _mixed_gradients)
+conv1.defvjp(
+  lambda x, w: (x @ w, (x, w)),
+  lambda saved, grad: lax.platform_dependent(*saved, grad, cpu=_mixed_gradients, default=_gradients(jnp.matmul)),
+)
 
 
 @jax.custom_vjp
@@ -216,7 +218,7 @@ def _up_by_slices(x: Array, w: Array) -> Array:
 
 
 def _up_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
-  grad_x, columns = _mixed_gradients((x, as_columns(w)), _blocks(grad))
+  grad_x, columns = _mixed_gradients(x, as_columns(w), _blocks(grad))
   return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2)
 
 
