@@ -410,8 +410,8 @@ def test_every_line_has_its_process_number(capfd):
     ("sys.exit(0)", 0),
     ("sys.exit(2)", 2),
     ("sys.exit(75 * number)", 75),
-    ("time.sleep(0.2 * number); sys.exit(3 + number)", 3),
-    ("time.sleep(0.2 * (1 - number)); sys.exit(3 + number)", 4),
+    (f"time.sleep({HANG_S} * number); sys.exit(3 + number)", 3),
+    (f"time.sleep({HANG_S} * (1 - number)); sys.exit(3 + number)", 4),
     ("os.kill(os.getpid(), signal.SIGKILL * number)", 128 + signal.SIGKILL),
   ],
 )
@@ -435,7 +435,7 @@ time.sleep(60)"""
 
 
 def test_the_rest_may_end_by_itself_within_the_grace_period(capfd):
-  assert launch("time.sleep(0.4 * (1 - number)); print('saved'); sys.exit(75)", grace=8) == 75
+  assert launch("time.sleep(0.4 * (1 - number)); print('saved'); sys.exit(75)", grace=HANG_S) == 75
   assert "[0] saved" in capfd.readouterr().out
 
 
