@@ -9,7 +9,8 @@ run_and_requeue() {
   local step status signalled=1
   "$@" &
   step=$!
-  trap 'signalled=1; kill -TERM "$step" 2>/dev/null' TERM
+  # once: bash forgets the status of a command that ends just when another signal ends wait
+  trap 'trap "" TERM; signalled=1; kill -TERM "$step" 2>/dev/null' TERM
   while ((signalled)); do # a signal ends wait before the command has ended
     signalled=0
     wait "$step"
