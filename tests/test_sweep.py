@@ -99,7 +99,7 @@ def test_a_sweep_is_interrupted_resumed_and_tabulated(tmp_path, capsys):
     time.sleep(0.01)
     assert process.poll() is None, process.stderr.read()
   process.send_signal(signal.SIGTERM)
-  error = process.communicate(timeout=HANG_S)[1]
+  error = process.communicate(timeout=60)[1]
   assert process.returncode == 75, error
   assert lines(interrupted)[-1]["step"] < STEPS and not (interrupted / "results.md").exists()
 

@@ -108,7 +108,7 @@ def _mixed_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   return grad @ w.T, lax.optimization_barrier(_dot(grads.T, rows)).T.astype(w.dtype)
 
 
-conv1.defvjp(
+conv1.defvjp(  # XLA:TPU takes more than a minute to compile the CPU's form for a single output
   lambda x, w: (x @ w, (x, w)),
   lambda saved, grad: lax.platform_dependent(*saved, grad, cpu=_mixed_gradients, default=_gradients(jnp.matmul)),
 )
