@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Without bytecode: half a minute less, and Python compiles what it imports.
 INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
+# Images of containers often switch that off, and each start then compiles what it imports again, longer than the import takes.
+export PYTHONDONTWRITEBYTECODE :=
 CONFIG ?= configs/quickstart.py
 
 # A name on the PATH can be a shim that fails when run, so each is tried.

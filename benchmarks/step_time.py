@@ -38,10 +38,6 @@ def configured(args: argparse.Namespace) -> Any:
 
 
 def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
-  sys.modules["torch"] = None  # tensorboardX would load it, half a GiB, where it is installed
-  import tensorboardX  # noqa: F401
-
-  del sys.modules["torch"]
   import jax
 
   from ssl_jax import compiler

@@ -16,14 +16,16 @@ def open_phantom(**options):
 
 @pytest.fixture(scope="module")
 def cases():
-  start = time.process_time()
   source = open_phantom()
-  made = [source.load(name) for name in source.names]
-  made_s = time.process_time() - start
-  start = time.process_time()
-  for case in made:
-    ndimage.gaussian_filter(case.image, 2.0)
-  assert made_s < 40 * (time.process_time() - start)  # about 15; 1 s on one machine, 5 on another
+  made, ratios = [], []
+  for name in source.names:
+    begin = time.thread_time()
+    made.append(source.load(name))
+    middle = time.thread_time()
+    ndimage.gaussian_filter(made[-1].image, 2.0)
+    ratios.append((middle - begin) / (time.thread_time() - middle))
+  # About 10. In turns, and by the median: a shared machine's speed changes within the loop, and other threads have work too.
+  assert np.median(ratios) < 40
   return made
 
 

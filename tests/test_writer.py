@@ -2,12 +2,16 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from ssl_jax.core.writer import Writer
+from tests.helpers import HANG_S, ROOT
 
 
 @pytest.fixture
@@ -52,3 +56,11 @@ def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
   writer.write(3, {"loss": 0.5})
   writer.close()
   assert [json.loads(line) for line in file.read_text().splitlines()] == [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}]
+
+
+def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
+  (tmp_path / "torch.py").write_text("print('imported')")
+  program = "import ssl_jax.core.writer; print('then'); import torch"  # whoever wants it still gets it
+  env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=HANG_S, check=True)
+  assert done.stdout.split() == ["then", "imported"]

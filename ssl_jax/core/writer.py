@@ -1,19 +1,36 @@
 """Training metrics to JSON lines, TensorBoard and a progress bar; silent on all processes but the first."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 import numpy as np
 import tqdm
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+  """Has imports of a package fail that has not been imported before."""
+  if package in sys.modules:
+    yield
+    return
+  sys.modules[package] = None  # type: ignore[assignment]  # so Python's import system has it
+  try:
+    yield
+  finally:
+    del sys.modules[package]
+
+
+with _hidden("torch"):  # tensorboardX would import it wherever it is installed: seconds and half a GiB for the name of a type
+  from tensorboardX import summary
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 class Writer:
