@@ -26,6 +26,17 @@ gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+@pytest.fixture(autouse=True)
+def forget_programs():
+  """JAX keeps a program's text as long as its trace: at least 1.4 MiB each, and to make another one takes the longer the more there are."""
+  yield
+  import jax
+
+  if len(jax.devices()[0].client.live_executables()) > 150:
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def own_folder(tmp_path_factory):
   """A folder as a user brings it: seven scans of two channels and three classes, two of them without a label."""

@@ -14,8 +14,9 @@ from ssl_jax.ops import conv, norm, resize, upconv
 SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
 
-def normal(seed, *shape, dtype=jnp.float32):
-  return jax.random.normal(jax.random.key(seed), shape, dtype)
+def normal(seed, *shape, dtype=jnp.float32, mean=0.0, deviation=1.0):
+  """NumPy draws: JAX would compile a program for each shape."""
+  return jnp.asarray(np.random.default_rng(seed).normal(mean, deviation, shape).astype(dtype))
 
 
 def plain_conv3(x, w):
@@ -37,7 +38,7 @@ def values_and_gradients(function, x, w):
 
 
 def assert_same(function, plain, x, w, tolerance=2e-5):
-  ours, theirs = jax.jit(lambda x, w: values_and_gradients(function, x, w))(x, w), values_and_gradients(plain, x, w)
+  ours, theirs = (jax.jit(functools.partial(values_and_gradients, f))(x, w) for f in (function, plain))
   for name, a, b in zip(("value", "input gradient", "kernel gradient"), ours, theirs, strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype, name
     a, b = np.float32(a), np.float32(b)
@@ -135,7 +136,7 @@ def test_kernel_gradients_by_slices(channels, together, slices, monkeypatch):
   loop = str(jax.make_jaxpr(lambda *a: conv._kernel_grads(*a))(x, grad))  # a new function: what was traced before had another constant
   assert f"{together},{slices},6,7,{channels}" in loop, "as many as asked for, padded by a column on either side"
   plain = lambda x, grad: jax.vjp(lambda w: plain_conv3(x, w), jnp.zeros((3, 3, channels, 7)))[1](grad)[0]
-  np.testing.assert_allclose(conv._kernel_grads(x, grad), jax.vmap(plain)(x, grad), atol=1e-4)
+  np.testing.assert_allclose(jax.jit(lambda *a: conv._kernel_grads(*a))(x, grad), jax.jit(jax.vmap(plain))(x, grad), atol=1e-4)
 
 
 def test_small_arrays_are_one_product():
@@ -236,18 +237,20 @@ def plain_batch_norm(x, scale, bias, relu, leak=0.0):
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4), (2, 8, 6, 7, 3), (4, 12, 8, 4)])
 def test_batch_norm(shape, relu, leak, views):
   """Against the definition, every view a batch of its own."""
-  x, scale, bias = 2 * normal(0, *shape) + 1, 1 + 0.3 * normal(1, shape[-1]), 0.3 * normal(2, shape[-1])
-  y, mean, var = norm.batch_norm(x, scale, bias, relu, views, leak)
+  x = normal(0, *shape, mean=1.0, deviation=2.0)
+  scale, bias = normal(1, shape[-1], mean=1.0, deviation=0.3), normal(2, shape[-1], deviation=0.3)
+  ours = lambda *a: norm.batch_norm(*a, relu, views, leak)
+  y, mean, var = jax.jit(ours)(x, scale, bias)
   parts, axes = np.split(np.float64(x), views), tuple(range(len(shape) - 1))
   np.testing.assert_allclose(mean, [part.mean(axes) for part in parts], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(var, [part.var(axes) for part in parts], rtol=1e-4)
 
   plain = lambda x, *a: jnp.concatenate([plain_batch_norm(part, *a, relu, leak) for part in jnp.split(x, views)])
-  np.testing.assert_allclose(y, plain(x, scale, bias), atol=2e-5)
+  np.testing.assert_allclose(y, jax.jit(plain)(x, scale, bias), atol=2e-5)
   weight = normal(3, *shape)
   gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a) ** 2), (0, 1, 2)))(x, scale, bias)
-  for ours, theirs in zip(gradient(lambda *a: norm.batch_norm(*a, relu, views, leak)[0]), gradient(plain), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
+  for found, expected in zip(gradient(lambda *a: ours(*a)[0]), gradient(plain), strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_batch_norm_of_a_constant_channel_is_the_bias():
@@ -285,7 +288,8 @@ def test_upsample_linear(spatial, corners_aligned, library):
   expected = x = library.asarray(normal(0, 2, *spatial, 3))
   for axis, n in enumerate(spatial, start=1):
     expected = np.moveaxis(np.tensordot(linear_1d(n, corners_aligned), expected, (1, axis)), 0, axis)
-  found = resize.upsample_linear(x, corners_aligned)
+  upsample = resize.upsample_linear if library is np else jax.jit(resize.upsample_linear, static_argnums=1)
+  found = upsample(x, corners_aligned)
   assert type(found) is type(x)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -1,7 +1,7 @@
 """CAML's equations against plain NumPy transcriptions, its bank against a NumPy re-run, and published numbers."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,7 @@ def test_spread_draws_distinct_voxels_of_the_mask(size, share):
 
 def test_spread_favours_no_voxel():
   mask = np.ones(100, bool)
-  draws = jax.vmap(lambda key: select.spread(key, mask, 64)[0])(jax.random.split(jax.random.key(0), 4000))
+  draws = jax.jit(jax.vmap(lambda key: select.spread(key, mask, 64)[0]))(jax.random.split(jax.random.key(0), 4000))
   counts = np.bincount(np.asarray(draws).ravel(), minlength=100)
   assert abs(counts - 2560).max() < 5 * np.sqrt(4000 * 0.64 * 0.36)
 
@@ -251,8 +251,10 @@ def build(networks=None, batch_size=2, **options):
   return method, {"labelled": labelled, "unlabelled": {"image": image[batch_size:], "index": np.array([3, 4], np.int32)}}
 
 
-def start(method, batch):
-  """A first state whose networks predict both classes, and often the same one."""
+@cache
+def start():
+  """A first state, of every setting here, whose networks predict both classes, and often the same one."""
+  method, batch = build()
   state = jax.jit(method.init)(jax.random.key(0), batch)
   bright = {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)}  # bright voxels lie in the first channel, dark ones in the second
   output = {"kernel": jnp.array([[-3.0, 3.0], [3.0, -3.0]]), "bias": jnp.zeros(2)}
@@ -280,7 +282,7 @@ HEADS = {(n, h) for n in "ab" for h in ("projection", "prediction")}
 @pytest.mark.parametrize("variant", ["official", "paper"])
 def test_the_gradient_of_each_term_is_finite_and_reaches_what_it_should(term, parts, output, variant):
   method, batch = build(variant=variant, weights=weights(**{term: 1.0}), ramp=0.0)
-  state = start(method, batch)
+  state = start()
   new, metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.students, metrics)))
   changed = moved(state.students, new.students)
@@ -294,7 +296,7 @@ def test_the_gradient_of_each_term_is_finite_and_reaches_what_it_should(term, pa
 def test_eq_1_sums_the_terms_with_the_variants_coefficients():
   for variant, coefficient in caml.COEFFICIENTS.items():
     method, batch = build(variant=variant, ramp_unit_steps=1, ramp=50.0)
-    state = dataclasses.replace(start(method, batch), step=jnp.int32(20))
+    state = dataclasses.replace(start(), step=jnp.int32(20))
     metrics = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))[1]
     rising = np.exp(-5 * (1 - 20 / (50 if variant == "official" else 100)) ** 2)
     expected = coefficient["supervised"] * metrics["loss_supervised"]
@@ -312,7 +314,7 @@ def test_heads_see_only_what_occ_batchnorm_says():
   stats = {}
   for mode in ("selected", "all"):
     method, batch = build(occ_batchnorm=mode, ramp=0.0)
-    state = start(method, batch)
+    state = start()
     stats[mode] = jax.jit(method.steps["train"])(state, batch, jax.random.key(1))[0].stats["a"]["projection"]["norm"]["mean"]
   assert not np.allclose(stats["selected"], stats["all"], rtol=1e-3)
 
@@ -321,7 +323,7 @@ def test_bank_after_k_steps_equals_a_numpy_re_run():
   """The same rule voxel by voxel: who is right, which ranks, projections by running averages, overwriting by case."""
   method, batch = build(ramp=0.0)
   network = {"a": Pyramid(), "b": Pyramid(cma=True)}
-  state, step = start(method, batch), jax.jit(method.steps["train"])
+  state, step = start(), jax.jit(method.steps["train"])
   forward = {
     n: jax.jit(lambda params, stats, x, k, net=net: core_step.forward(net, params, stats, x, key=k)[0]) for n, net in network.items()
   }

@@ -1,6 +1,7 @@
 """CML's equations against plain NumPy transcriptions and published numbers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,13 @@ def build(batch_size=4, **options):
   return method, {"labelled": labelled, "unlabelled": {"image": image[batch_size:], "index": index}}
 
 
+@functools.cache
+def first_state():
+  """Of every setting here, as none changes parameters or averages."""
+  method, batch = build()
+  return jax.jit(method.init)(jax.random.key(0), batch)
+
+
 def moved(before, after):
   """Names of the parts whose parameters a step has changed."""
   flat = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after))
@@ -102,7 +110,7 @@ def weights(**given):
 @pytest.mark.parametrize(("term", "output"), [("supervised", True), ("pseudo", True), ("discrepancy", False)])
 def test_the_gradient_of_each_term_is_finite_and_reaches_what_it_should(term, output):
   method, batch = build(weights=weights(**{term: 1.0}))
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   new, metrics = jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.students, metrics)))
   changed = moved(state.students, new.students)
@@ -119,7 +127,7 @@ def with_logits(state, foreground):
 @pytest.mark.parametrize("foreground", [False, True])
 def test_all_agree(foreground):
   method, batch = build()
-  state = with_logits(jax.jit(method.init)(jax.random.key(0), batch), foreground)
+  state = with_logits(first_state(), foreground)
   new, metrics = jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))
   assert metrics["pseudo_agree"] == 1 and metrics["pseudo_foreground"] == float(foreground)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.students, metrics)))
@@ -127,7 +135,7 @@ def test_all_agree(foreground):
 
 def test_all_disagree():
   method, batch = build()
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   state = dataclasses.replace(state, students={"a": with_logits(state, True).students["a"], "b": with_logits(state, False).students["b"]})
   new, metrics = jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))
   assert metrics["pseudo_agree"] == 0
@@ -143,7 +151,7 @@ def test_all_disagree():
 @pytest.mark.parametrize("phase", ["pretrain", "selftrain"])
 def test_eqs_4_and_11_sum_the_terms(phase):
   method, batch = build(weights={"supervised": 1.0, "pseudo": 0.5, "discrepancy": 0.2})
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   metrics = jax.jit(method.steps[phase])(state, batch, jax.random.key(1))[1]
   expected = metrics["loss_supervised"] + 0.2 * metrics["loss_discrepancy"] + (0.5 * metrics["loss_pseudo"] if phase == "selftrain" else 0)
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -154,7 +162,7 @@ def test_eq_7_on_mixed_labels():
   """A network that is sure of class 0 pays for the foreground that the box let in."""
   method, batch = build(weights=weights(supervised=1.0))
   batch["labelled"]["label"] = np.concatenate([np.zeros((2, *SIDE), np.int32), np.ones((2, *SIDE), np.int32)])
-  state = with_logits(jax.jit(method.init)(jax.random.key(0), batch), False)
+  state = with_logits(first_state(), False)
   metrics = jax.jit(method.steps["pretrain"])(state, batch, jax.random.key(1))[1]
   label = np.zeros((2, *SIDE), int)
   label[:, : int(2 / 3 * 8), : int(2 / 3 * 8), : int(2 / 3 * 4)] = 1  # any place costs the same
@@ -164,7 +172,7 @@ def test_eq_7_on_mixed_labels():
 
 def test_cps_drops_the_discrepancy():
   method, batch = build(mode="cps")
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   assert "loss_discrepancy" not in jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))[1]
 
 
@@ -175,7 +183,7 @@ def test_pseudo_labels_keep_the_largest_component_only():
   image[:, 1:6, 1:6] = 1
   image[:, 7, 7] = 1
   batch["unlabelled"]["image"] = image
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   students = {}
   for n, s in state.students.items():
     first = {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)}
@@ -204,9 +212,9 @@ def test_shared_weights_are_one_network_seen_twice():
 )
 def test_prediction_averages_both_networks(options, logits):
   method, batch = build(**options)
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   image = 4 * batch["labelled"]["image"]
-  a, b = (np.asarray(method.predict_also[f"network_{n}"](state, image)) for n in "ab")
+  a, b = (np.asarray(jax.jit(method.predict_also[f"network_{n}"])(state, image)) for n in "ab")
   expected = np.sqrt(a * b) / np.sqrt(a * b).sum(-1, keepdims=True) if logits else (a + b) / 2
   np.testing.assert_allclose(jax.jit(method.predict)(state, image), expected, rtol=1e-4, atol=1e-6)
 
@@ -221,6 +229,6 @@ def test_bad_settings_are_refused(batch_size, options, message):
 def test_the_halves_of_a_batch_may_differ_in_size():
   method, batch = build()
   batch["labelled"] = {name: array[:2] for name, array in batch["labelled"].items()}
-  state = jax.jit(method.init)(jax.random.key(0), batch)
+  state = first_state()
   new, metrics = jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.students, metrics)))
