@@ -70,7 +70,8 @@ def test_config_builds_and_its_steps_keep_the_state(name):
 def test_two_steps_on_an_own_folder_are_finite_deterministic_learn_and_need_no_certain_number_of_devices(name, own_folder, tmp_path):
   """Two channels, three classes, cases without a label. Eight devices: statistics, banks and components see the whole batch."""
   cfg = own_config(name, own_folder)
-  cfg = dataclasses.replace(cfg, method={**cfg.method, **SMALL_OPTIONS.get(name, {})})
+  if name == "caml":  # its published bank and rows take 8 GiB, on crops that fill little of them
+    cfg = dataclasses.replace(cfg, method={**cfg.method, **SMALL_OPTIONS[name]})
   streams = [stream for stream in ("labelled", "unlabelled", "synthetic") if getattr(cfg.train, f"batch_{stream}")]
   sizes = {f"batch_{stream}": 8 for stream in streams}
   cfg = with_train(cfg, **sizes)
