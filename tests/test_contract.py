@@ -19,7 +19,7 @@ from ssl_jax.experiment import open_experiment, with_synthetic
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, Task
 from tests.helpers import ROOT, own_config, tiny_config, with_train
-from tests.methods.common import SMALL_OPTIONS, slice_networks, small_networks
+from tests.methods.common import slice_networks, small_networks
 
 CONFIGS = sorted(p.stem for p in Path(ROOT, "configs").glob("*.py") if p.stem not in ("common", "__init__"))
 SHAPE_OF = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
@@ -70,8 +70,6 @@ def test_config_builds_and_its_steps_keep_the_state(name):
 def test_two_steps_on_an_own_folder_are_finite_deterministic_learn_and_need_no_certain_number_of_devices(name, own_folder, tmp_path):
   """Two channels, three classes, cases without a label. Eight devices: statistics, banks and components see the whole batch."""
   cfg = own_config(name, own_folder)
-  if name == "caml":  # its published bank and rows take 8 GiB, on crops that fill little of them
-    cfg = dataclasses.replace(cfg, method={**cfg.method, **SMALL_OPTIONS[name]})
   streams = [stream for stream in ("labelled", "unlabelled", "synthetic") if getattr(cfg.train, f"batch_{stream}")]
   sizes = {f"batch_{stream}": 8 for stream in streams}
   cfg = with_train(cfg, **sizes)

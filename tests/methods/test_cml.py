@@ -229,6 +229,6 @@ def test_bad_settings_are_refused(batch_size, options, message):
 def test_the_halves_of_a_batch_may_differ_in_size():
   method, batch = build()
   batch["labelled"] = {name: array[:2] for name, array in batch["labelled"].items()}
-  state = first_state()
+  state = jax.jit(method.init)(jax.random.key(0), batch)
   new, metrics = jax.jit(method.steps["selftrain"])(state, batch, jax.random.key(1))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.students, metrics)))
