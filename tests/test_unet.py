@@ -8,6 +8,7 @@ import pytest
 from ssl_jax import networks
 from ssl_jax.networks.blocks import InstanceNorm, max_pool2
 from ssl_jax.networks.unet import UNet3D
+from ssl_jax.ops.initial import init_module
 from ssl_jax.types import InputError, NetworkConfig
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 16, 32, 16, 1)).astype(np.float32)
@@ -16,7 +17,7 @@ IMAGE = np.random.default_rng(0).normal(size=(2, 16, 32, 16, 1)).astype(np.float
 @pytest.fixture(scope="module")
 def small():
   network = UNet3D(num_classes=3, width=2)
-  variables = jax.jit(lambda key: network.init(key, IMAGE, train=False))(jax.random.key(0))
+  variables = jax.jit(lambda key: init_module(network, key, IMAGE, train=False))(jax.random.key(0))
   return variables, jax.jit(lambda v, x: network.apply(v, x, train=False))
 
 

@@ -10,6 +10,7 @@ from ssl_jax.interop import torch_weights
 from ssl_jax.interop.torch_weights import load_unet2d, load_weights
 from ssl_jax.networks.unet import UNet2D
 from ssl_jax.ops import conv
+from ssl_jax.ops.initial import init_module
 from ssl_jax.types import InputError, NetworkConfig
 from tests.helpers import ROOT
 
@@ -40,7 +41,7 @@ def test_inference_matches_the_published_code(upsample, monkeypatch):
 def small(request):
   """A width-2 network, its variables, and its passes, compiled once per decoder: (key) -> output."""
   network = UNet2D(num_classes=3, width=2, upsample=request.param)
-  variables = jax.jit(lambda key: network.init(key, IMAGE, train=False))(jax.random.key(0))
+  variables = jax.jit(lambda key: init_module(network, key, IMAGE, train=False))(jax.random.key(0))
   run = jax.jit(
     lambda key, dropout, perturb: network.apply(variables, IMAGE, train=True, dropout=dropout, perturb=perturb, rngs={"dropout": key}),
     static_argnums=(1, 2),
@@ -78,7 +79,7 @@ def test_perturbation_drops_channels_for_the_decoder_whatever_dropout_says(small
 def test_every_encoder_level_is_perturbed():
   """A decoder that sees one skip alone still changes with the key."""
   network = UNet2D(num_classes=2, width=2, upsample="nearest")
-  variables = jax.jit(lambda key: network.init(key, IMAGE[:1], train=False))(jax.random.key(0))
+  variables = jax.jit(lambda key: init_module(network, key, IMAGE[:1], train=False))(jax.random.key(0))
   run = jax.jit(
     lambda params, key: network.apply({**variables, "params": params}, IMAGE[:1], train=False, perturb=0.5, rngs={"dropout": key})
   )

@@ -17,6 +17,7 @@ from ssl_jax.networks import attention
 from ssl_jax.networks.blocks import BatchNorm
 from ssl_jax.networks.vnet import VNet
 from ssl_jax.ops import conv
+from ssl_jax.ops.initial import init_module
 from ssl_jax.types import InputError, NetworkConfig
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -104,7 +105,7 @@ def test_a_bias_in_front_of_batch_norm_counts_as_if_it_had_been_added():
 def small():
   """A width-2 network with dropout, its variables, and its training pass, compiled once: (variables, key) -> output."""
   network = VNet(num_classes=3, width=2)
-  variables = jax.jit(lambda key: network.init(key, IMAGE, train=False))(jax.random.key(0))
+  variables = jax.jit(lambda key: init_module(network, key, IMAGE, train=False))(jax.random.key(0))
   # conftest.py turns fusion emitters off; without them rounding exceeds the bounds below.
   is_off = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
   as_users_do = {"compiler_options": {"xla_cpu_use_fusion_emitters": True}} if is_off else {}
@@ -171,7 +172,7 @@ def test_two_dimensional_training_pass():
   """Its first layer is the 3D one of a single slice, where 3³ kernels act through their middle plane only."""
   network = VNet(num_classes=2, width=2, upsample="nearest", dropout=0.0)
   x = IMAGE[:, :, :, 0]
-  variables = jax.jit(lambda key: network.init(key, x, train=False))(jax.random.key(1))
+  variables = jax.jit(lambda key: init_module(network, key, x, train=False))(jax.random.key(1))
   out, new = jax.jit(lambda v: network.apply(v, x, train=True, mutable=["batch_stats"]))(variables)
   assert out.logits.shape == (2, 32, 16, 2) and np.isfinite(out.logits).all()
   first = variables["params"]["encoder1_conv0"]

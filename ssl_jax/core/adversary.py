@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core.step import move
+from ssl_jax.ops.initial import init_module
 from ssl_jax.ops.segmentation import cross_entropy
 from ssl_jax.types import Array, Metrics, PyTree, TrainState
 
@@ -43,7 +44,8 @@ class Adversary:
       channels: of the predictions.
     """
     key = jax.random.fold_in(key, ord("d"))
-    params = self.network.init(key, jnp.zeros((*image.shape[:-1], channels)), jnp.zeros(image.shape), train=False)["params"]
+    made = init_module(self.network, key, jnp.zeros((*image.shape[:-1], channels)), jnp.zeros(image.shape), train=False)
+    params = made["params"]
     opt = {name: optimizer.init(student) for name, student in state.students.items()} | {NAME: self.optimizer.init(params)}
     return dataclasses.replace(state, students={**state.students, NAME: params}, opt=opt)
 

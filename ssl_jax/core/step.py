@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.core import ema
-from ssl_jax.ops import remat
+from ssl_jax.ops import initial, remat
 from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Metrics, PyTree, TrainState
 
@@ -139,7 +139,7 @@ def probabilities(network: Any, params: PyTree, stats: PyTree, image: Array) -> 
 
 def init_network(network: Any, key: Array, image: Array) -> tuple[PyTree, PyTree]:
   """Returns `(params, batch_stats)` of a network for images of this shape."""
-  variables = network.init(key, jnp.zeros(image.shape, image.dtype), train=False)
+  variables = initial.init_module(network, key, jnp.zeros(image.shape, image.dtype), train=False)
   return variables["params"], variables.get("batch_stats", {})
 
 

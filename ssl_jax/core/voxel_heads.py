@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ssl_jax.ops import select
+from ssl_jax.ops.initial import init_module
 from ssl_jax.types import Array, PyTree, TrainState
 
 
@@ -22,7 +23,7 @@ def init_chain(head: Any, keys: Iterable[Array], width: int, names: Iterable[str
   """Returns name -> variables of heads that follow one another, the first on features of this width."""
   made = {}
   for name, key in zip(names, keys, strict=True):
-    made[name] = head.init(key, jnp.zeros((2, width)), train=False)
+    made[name] = init_module(head, key, jnp.zeros((2, width)), train=False)
     width = head.features
   return made
 

@@ -27,6 +27,7 @@ from ssl_jax.core.schedules import ramp
 from ssl_jax.core.step import forward, init_network, move, probabilities, weighted_terms
 from ssl_jax.ops.contrast import positive_supervision
 from ssl_jax.ops.cutmix import strong_view
+from ssl_jax.ops.initial import init_module
 from ssl_jax.ops.segmentation import ce_dice, confident_cross_entropy
 from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
@@ -94,9 +95,10 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     params, stats = init_network(network, keys[0], image)
     out = network.apply({"params": params, "batch_stats": stats}, jnp.zeros(image.shape), train=False)
     prototypes = options.prototype_std * jax.random.normal(keys[1], (networks.num_classes, options.groups, networks.prototype_width))
-    dim_params, cps_params = dim.init(keys[2], prototypes, out.f2, out.f3)["params"], cps_head.init(keys[3], out.f4)["params"]
+    dim_params = init_module(dim, keys[2], prototypes, out.f2, out.f3)["params"]
+    cps_params = init_module(cps_head, keys[3], out.f4)["params"]
     student = {"network": params, "dim": dim_params, "cps": cps_params}
-    rectifying = rectifier.init(keys[4], out.logits, out.logits).get("params", {})
+    rectifying = init_module(rectifier, keys[4], out.logits, out.logits).get("params", {})
     opt = {"main": optimizer.init((student, prototypes)), "rectifier": optimizer.init(rectifying)}
     teacher = jax.tree.map(jnp.copy, {"network": params, "dim": dim_params, "prototypes": prototypes, "stats": stats})
     return TrainState(jnp.int32(0), {"a": student, "rectifier": rectifying}, prototypes, {"a": stats}, opt, teacher, ())

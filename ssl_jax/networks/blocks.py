@@ -7,15 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.ops import conv, draw, norm, resize, upconv
+from ssl_jax.ops import conv, draw, initial, norm, resize, upconv
 from ssl_jax.ops.remat import kept
 from ssl_jax.types import Array
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   """Returns PyTorch's default initialisation of kernels and biases: U(±1/√fan_in)."""
-  bound = 1.0 / math.sqrt(fan_in)
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+  return initial.uniform(1.0 / math.sqrt(fan_in))
 
 
 class NetworkOutput(NamedTuple):

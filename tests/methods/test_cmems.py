@@ -1,6 +1,7 @@
 """CMEMS's equations against plain NumPy transcriptions, and what each switch changes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,22 +42,38 @@ def start():
   return jax.jit(make()[1].init)(jax.random.key(0), BATCH)
 
 
+STEPS = {}
+
+
 def metrics_of(start, batch=BATCH, **changes):
-  return make(**changes)[1].steps["train"](start, batch, KEY)[1]
+  step = STEPS.setdefault(repr(changes), jax.jit(make(**changes)[1].steps["train"]))
+  return step(start, batch, KEY)[1]
 
 
+@functools.cache
 def pose(name, stream):
   key = jax.random.fold_in(jax.random.fold_in(rng.key_for(KEY, jnp.int32(0), "pose"), ord(name)), cmems.STREAMS.index(stream))
   return views.draw_pose(key, len(BATCH[stream]["image"]), square=True)
 
 
+@functools.cache
 def weak(name, stream):
   return views.turn_image(BATCH[stream]["image"], pose(name, stream))
 
 
+@functools.partial(jax.jit, static_argnames=("perturb",))
+def forward_one(student, stats, image, key, perturb):
+  return forward(Pixelwise(CLASSES), student, stats, image, key=key, perturb=perturb)[0].logits
+
+
 def logits(state, name, image, perturb=0.0, use="dropout_strong"):
   key = rng.key_for(KEY, jnp.int32(0), f"{use}_{name}")
-  return np.asarray(forward(Pixelwise(CLASSES), state.students[name], state.stats[name], image, key=key, perturb=perturb)[0].logits)
+  return np.asarray(forward_one(state.students[name], state.stats[name], image, key, perturb))
+
+
+def strong(options, name):
+  view = jax.jit(lambda key, image: cmems.strong_view(key, image, options))
+  return view(rng.key_for(KEY, jnp.int32(0), f"strong_{name}"), weak(name, "unlabelled"))
 
 
 def masked_ce_dice(out, label, mask):
@@ -97,8 +114,7 @@ def test_eqs_4_and_5_a_network_learns_the_others_labels_on_the_others_strong_vie
   options, _ = make()
   expected = 0.0
   for name, other in cmems.OTHER.items():
-    strong = cmems.strong_view(rng.key_for(KEY, jnp.int32(0), f"strong_{other}"), weak(other, "unlabelled"), options)
-    expected += masked_ce_dice(logits(start, name, strong), *numpy_pseudo(start, other))
+    expected += masked_ce_dice(logits(start, name, strong(options, other)), *numpy_pseudo(start, other))
   np.testing.assert_allclose(metrics_of(start)["loss_image"], expected, rtol=1e-4)
 
 
@@ -114,9 +130,9 @@ def test_eqs_7_and_8_features_with_channels_missing(start, kind):
 
 def test_individual_differs_from_cross(start):
   values = {kind: float(metrics_of(start, feature_perturbation=kind)["loss_feature"]) for kind in ("cross", "individual")}
-  assert values["cross"] != values["individual"]
+  assert not np.isclose(values["cross"], values["individual"], rtol=1e-4)
   own = {whose: float(metrics_of(start, teaches=whose)["loss_image"]) for whose in ("other", "own")}
-  assert own["other"] != own["own"]
+  assert not np.isclose(own["other"], own["own"], rtol=1e-4)
 
 
 def test_eq_9_weights_the_terms(start):
@@ -128,7 +144,7 @@ def test_eq_9_weights_the_terms(start):
 def test_eq_10_prediction_is_the_mean_of_both(start):
   _, method = make()
   image = BATCH["unlabelled"]["image"]
-  each = [method.predict_also[f"network_{name}"](start, image) for name in "ab"]
+  each = [jax.jit(method.predict_also[f"network_{name}"])(start, image) for name in "ab"]
   np.testing.assert_allclose(jax.jit(method.predict)(start, image), (each[0] + each[1]) / 2, atol=1e-6)
   assert not np.allclose(each[0], each[1])  # initialised independently
 
@@ -136,18 +152,18 @@ def test_eq_10_prediction_is_the_mean_of_both(start):
 def test_no_gradient_into_pseudo_labels(start):
   """The gradient equals that of the same loss with the targets as constants."""
   options, method = make(weights={"exemplar": 0.0, "synthetic": 0.0, "feature": 0.0})
-  new, _ = method.steps["train"](start, BATCH, KEY)
+  new, _ = jax.jit(method.steps["train"])(start, BATCH, KEY)
   constants = {name: [jnp.asarray(part) for part in numpy_pseudo(start, name)] for name in "ab"}
+  seen = {name: strong(options, other) for name, other in cmems.OTHER.items()}
 
   def loss(students):
     total = 0.0
     for name, other in cmems.OTHER.items():
-      strong = cmems.strong_view(rng.key_for(KEY, jnp.int32(0), f"strong_{other}"), weak(other, "unlabelled"), options)
-      out, _ = forward(Pixelwise(CLASSES), students[name], start.stats[name], strong, key=None)
+      out, _ = forward(Pixelwise(CLASSES), students[name], start.stats[name], seen[name], key=None)
       total += ce_dice(out.logits, *constants[other])
     return total
 
-  expected = jax.tree.map(lambda p, g: p - 0.1 * g, start.students, jax.grad(loss)(start.students))
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, start.students, jax.jit(jax.grad(loss))(start.students))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.students, expected)
 
 
@@ -159,9 +175,9 @@ def test_independent_views_really_differ():
 @pytest.mark.parametrize(("stream", "term"), [("labelled", "exemplar"), ("synthetic", "synthetic"), ("unlabelled", "image")])
 def test_shared_views_change_their_stream_alone(start, stream, term):
   apart, same = metrics_of(start), metrics_of(start, same_views=(stream,))
-  assert float(apart[f"loss_{term}"]) != float(same[f"loss_{term}"])
+  assert not np.isclose(apart[f"loss_{term}"], same[f"loss_{term}"], rtol=1e-4)
   if stream == "unlabelled":
-    assert float(apart["loss_exemplar"]) == float(same["loss_exemplar"])
+    np.testing.assert_allclose(apart["loss_exemplar"], same["loss_exemplar"], rtol=1e-6)
 
 
 def test_switched_off_terms_cost_nothing_and_need_nothing(start):
@@ -181,7 +197,7 @@ def test_strong_view_switches():
   image = RNG.random((2, *SIDE, 1), np.float32)
   options, _ = make()
   results = [
-    cmems.strong_view(KEY, image, dataclasses.replace(options, **changes))
+    jax.jit(functools.partial(cmems.strong_view, options=dataclasses.replace(options, **changes)))(KEY, image)
     for changes in ({"colour_jitter": 0.0}, {}, {"gaussian_blur": True}, {"sharpness": True})
   ]
   np.testing.assert_array_equal(results[0], image)

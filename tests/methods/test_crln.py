@@ -184,7 +184,7 @@ def test_cps_without_any_reliable_voxel_is_zero_with_zero_gradient():
   context, prob, label, reliable, prototypes, project = cps_inputs()
   settings = {"tau": 0.9, "num_anchors": 3, "num_negatives": 2, "temperature": 0.5}
   loss = lambda x, p: contrast.positive_supervision(jax.random.key(0), x, prob, label, np.zeros_like(reliable), p, project, **settings)[0]
-  value, grads = jax.value_and_grad(loss, (0, 1))(context, prototypes)
+  value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(context, prototypes)
   assert value == 0 and all(np.isfinite(g).all() and not g.any() for g in grads)
 
 
@@ -193,7 +193,7 @@ def test_cps_gradient_flows_through_anchors_alone():
   prob = np.where(label[..., None] == 1, 0.99, prob).astype(np.float32)  # class 1 has no anchor
   settings = {"tau": 0.9, "num_anchors": 50, "num_negatives": 50, "temperature": 0.5}
   loss = lambda x, p: contrast.positive_supervision(jax.random.key(0), x, prob, label, reliable, p, project, **settings)[0]
-  to_context, to_prototypes = jax.grad(loss, (0, 1))(context, prototypes)
+  to_context, to_prototypes = jax.jit(jax.grad(loss, (0, 1)))(context, prototypes)
   assert not to_prototypes.any()
   own = np.take_along_axis(prob, label[..., None], -1)[..., 0]
   touched = np.abs(to_context).sum(-1) > 0
