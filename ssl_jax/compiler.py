@@ -52,7 +52,7 @@ def _convolves_channels_last() -> bool:
 
 
 def for_one_run() -> Options | None:
-  """Returns the options of a program that runs once: LLVM takes five times as long to optimize hundreds of draws as to translate them."""
+  """Returns the options of a program that runs once: LLVM takes longer to optimize draws of first values than that saves."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 

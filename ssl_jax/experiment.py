@@ -62,11 +62,6 @@ class Experiment:
     train = self.cfg.train
     return sharding.data_mesh(train.batch_labelled, train.batch_unlabelled, train.batch_synthetic)
 
-  @functools.cached_property
-  def key(self) -> jax.Array:
-    """The run's random key, on every device."""
-    return jax.jit(lambda: run_key(self.cfg), out_shardings=sharding.replicated(self.mesh))()
-
   @property
   def state_sharding(self) -> PyTree:
     """Where every leaf of the state lies."""
@@ -127,8 +122,10 @@ class Experiment:
 
   def first_state(self) -> TrainState:
     """Returns the state before the first step, every device with its part."""
-    with compiler.tracing():  # the key is an argument, so that runs that differ in their seed share a program
-      return jax.jit(self._traced_once, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())(self.key)
+    key = np.asarray(jax.random.key_data(run_key(self.cfg)))  # an argument, so that runs that differ in their seed share a program
+    init = lambda key: self._traced_once(jax.random.wrap_key_data(key))
+    with compiler.tracing():
+      return jax.jit(init, out_shardings=self.state_sharding, compiler_options=compiler.for_one_run())(key)
 
   @functools.cached_property
   def _traced_once(self) -> Callable[[jax.Array], PyTree]:

@@ -134,6 +134,7 @@ def _run_phase(
     batch_synthetic=cfg.train.batch_synthetic,
   )
   over_data = sharding.over_data(experiment.mesh)
+  key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
   # XLA:CPU frees a step's memory a moment after its results are there; steps sent ahead begin while it is still held.
   one_by_one = jax.default_backend() == "cpu" and compile_facts["step_peak_bytes"] > _LARGE_STEP
   pending: list[tuple[Metrics, list[str]]] = []
@@ -143,7 +144,7 @@ def _run_phase(
     batch = sharding.to_devices(on_host, over_data)
     sent = time.perf_counter()
     with jax.transfer_guard("disallow"):  # a step that talks to the host is a bug
-      state, metrics = step_fn(state, batch, experiment.key)
+      state, metrics = step_fn(state, batch, key)
     if one_by_one:
       jax.block_until_ready(metrics)
       time.sleep(0.01 * (time.perf_counter() - sent))
