@@ -1,15 +1,14 @@
 """First values of parameters, and how those of one network are drawn at once.
 
-To XLA a draw is two loops of a hundred instructions each, so the 120 of two V-Nets take longer to compile than the rest of a first state.
-Parameters of one shape are therefore one draw over their keys, which has the values of one draw each.
+To XLA a draw and its key are two loops of a hundred instructions each, so the 120 draws of two V-Nets take longer to compile than the
+rest of a first state. Parameters of about the same size are therefore one draw over their keys.
 """
 
-import contextlib
 import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,18 +59,9 @@ def uniform(bound: float) -> Initializer:
   return init
 
 
-@contextlib.contextmanager
-def _deferred() -> Iterator[None]:
-  token = _deferring.set(True)
-  try:
-    yield
-  finally:
-    _deferring.reset(token)
-
-
 @functools.cache
 def _unfolded(impl: Any, words: int) -> Any:
-  """A kind of key: `words` of one of kind `impl`, and what is folded in, once, which only a draw or a split does indeed."""
+  """A kind of key: the words of one of kind `impl`, and what Flax folds in for each parameter, once, which only a draw does indeed."""
   folded = lambda key: jax.random.fold_in(jax.random.wrap_key_data(key[:-1], impl=impl), key[-1])
   return define_prng_impl(
     key_shape=(words + 1,),
@@ -88,12 +78,16 @@ def _unfolded(impl: Any, words: int) -> Any:
 def init_module(module: Any, key: Array, *args: Any, **settings: Any) -> Any:
   """Returns what `module.init(key, *args, **settings)` does, with parameters of about the same size drawn at once.
 
-  Every value is what a draw of its own would have given: one depends on its key and on how many are before it, not on how many follow.
+  With JAX's default generator every value is what a draw of its own would have given: one depends on its key and on how many are before
+  it, not on how many follow.
   """
   impl, words = jax.random.key_impl(key), jax.random.key_data(key)
   unfolded = jax.random.wrap_key_data(jnp.append(words, jnp.uint32(0)), impl=_unfolded(impl, words.size))
-  with _deferred():
+  token = _deferring.set(True)
+  try:
     variables = module.init(unfolded, *args, **settings)
+  finally:
+    _deferring.reset(token)
   leaves, structure = jax.tree.flatten(variables)
   waiting = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Deferred)]
   if not waiting:
