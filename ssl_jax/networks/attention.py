@@ -50,6 +50,7 @@ class EncoderLayer(nn.Module):
     """Maps [..., tokens, width] to the same shape; tokens attend to each other, the leading axes do not."""
     width = x.shape[-1]
     xavier = math.sqrt(6.0 / (4 * width))  # PyTorch counts the three input projections as one
+    # Not `ops.initial.uniform`, which may draw later: Flax's attention reshapes its kernels as it makes them.
     uniform = lambda bound: lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
     drop = lambda a, name: Dropout(self.dropout, name=name)(a, dropout)
     norm = lambda a, name: nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(a).astype(self.dtype)

@@ -39,11 +39,11 @@ class Deferred(meta.AxisMetadata):
 
   def replace_boxed(self, val: Any) -> Any:
     """Refuses layers that compute with what they have drawn before they keep it."""
-    raise NotImplementedError("a parameter that is drawn later cannot be changed before")
+    raise TypeError("a parameter that is drawn later cannot be changed before; draw it with jax.random.uniform")
 
   def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
     """Refuses `nn.vmap` and `nn.scan`, which stack the parameters of layers."""
-    raise NotImplementedError("parameters that are drawn later cannot be stacked")
+    raise TypeError("parameters that are drawn later cannot be stacked; draw them with jax.random.uniform")
 
   remove_axis = add_axis
 
@@ -59,16 +59,18 @@ def uniform(bound: float) -> Initializer:
   return init
 
 
+def _refuse(*_: Any) -> Array:
+  raise TypeError("the key of a parameter may only be drawn with: split in an initializer, it would give other values than on its own")
+
+
 @functools.cache
 def _unfolded(impl: Any, words: int) -> Any:
   """A kind of key: the words of one of kind `impl`, and what Flax folds in for each parameter, once, which only a draw does indeed."""
   folded = lambda key: jax.random.fold_in(jax.random.wrap_key_data(key[:-1], impl=impl), key[-1])
   return define_prng_impl(
     key_shape=(words + 1,),
-    seed=lambda seed: jnp.append(jax.random.key_data(jax.random.key(seed, impl=impl)), jnp.uint32(0)),
-    split=lambda key, shape: jax.vmap(lambda data: jnp.append(data, jnp.uint32(0)))(
-      jax.random.key_data(jax.random.split(folded(key), shape)).reshape(-1, words)
-    ).reshape(*shape, words + 1),
+    seed=_refuse,
+    split=_refuse,
     random_bits=lambda key, bits, shape: jax.random.bits(folded(key), shape, jnp.dtype(f"uint{bits}")),
     fold_in=lambda key, data: jnp.append(key[:-1], data),
     name=f"unfolded_{impl}",

@@ -177,7 +177,9 @@ def test_shared_views_change_their_stream_alone(start, stream, term):
   apart, same = metrics_of(start), metrics_of(start, same_views=(stream,))
   assert not np.isclose(apart[f"loss_{term}"], same[f"loss_{term}"], rtol=1e-4)
   if stream == "unlabelled":
-    np.testing.assert_allclose(apart["loss_exemplar"], same["loss_exemplar"], rtol=1e-6)
+    # Operation by operation: two programs may round differently.
+    one_by_one = [make(same_views=views)[1].steps["train"](start, BATCH, KEY)[1] for views in ((), (stream,))]
+    assert float(one_by_one[0]["loss_exemplar"]) == float(one_by_one[1]["loss_exemplar"])
 
 
 def test_switched_off_terms_cost_nothing_and_need_nothing(start):
