@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ssl_jax.ops import conv, norm, resize, upconv
+from ssl_jax.ops import conv, norm, plane, resize, upconv
 
 SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -65,6 +65,7 @@ CASES = {
   "a quarter of a Winograd group": ((1, 1, 4, 4), 2, 3),
   "large slices": ((1, 5, 23, 24), 4, 8),
   "wide channels": ((1, 4, 4, 5), 40, 36),
+  "wider channels": ((1, 6, 4, 5), 64, 36),
   "two columns": ((1, 5, 4, 2), 8, 4),
   "one row": ((2, 4, 1, 6), 3, 4),
   "one channel": ((2, 6, 7, 8), 1, 4),
@@ -128,15 +129,15 @@ def test_a_tpu_gets_convolutions_in_two_dimensions_alone():
 
 
 @pytest.mark.parametrize("slices", [1, 2, 4])
-@pytest.mark.parametrize(("channels", "together"), [(5, 1), (conv._WIDE, 3)])
+@pytest.mark.parametrize(("channels", "together"), [(5, 1), (plane.WIDE, 3)])
 def test_kernel_gradients_by_slices(channels, together, slices, monkeypatch):
   """Three convolutions, one after the other or together, so many of their slices at a time."""
   x, grad = normal(0, 3, 4, 6, 5, channels), normal(1, 3, 4, 6, 5, 7)
-  monkeypatch.setattr(conv, "_CACHED", slices * together * 6 * 5 * channels)
-  loop = str(jax.make_jaxpr(lambda *a: conv._kernel_grads(*a))(x, grad))  # a new function: what was traced before had another constant
+  monkeypatch.setattr(plane, "_CACHED", slices * together * 6 * 5 * channels)
+  loop = str(jax.make_jaxpr(lambda *a: plane.kernel_grads(*a))(x, grad))  # a new function: what was traced before had another constant
   assert f"{together},{slices},6,7,{channels}" in loop, "as many as asked for, padded by a column on either side"
   plain = lambda x, grad: jax.vjp(lambda w: plain_conv3(x, w), jnp.zeros((3, 3, channels, 7)))[1](grad)[0]
-  np.testing.assert_allclose(jax.jit(lambda *a: conv._kernel_grads(*a))(x, grad), jax.jit(jax.vmap(plain))(x, grad), atol=1e-4)
+  np.testing.assert_allclose(jax.jit(lambda *a: plane.kernel_grads(*a))(x, grad), jax.jit(jax.vmap(plain))(x, grad), atol=1e-4)
 
 
 def test_small_arrays_are_one_product():
@@ -205,6 +206,19 @@ def test_upsample_conv3(case, interpolate, always_fast):
   (batch, *spatial), channels, out = CASES[case]
   x, w = normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out)
   assert_same(functools.partial(upconv.upsample_conv3, interpolate=interpolate), lambda x, w: plain_conv3(interpolate(x), w), x, w)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_upsample_conv3_by_planes(at_once, always_fast, monkeypatch):
+  """So many planes at a time, of 2 × 8 forwards, with zeros around, and of 2 × 6 backwards."""
+  monkeypatch.setattr(upconv, "_SHORT", 6)
+  monkeypatch.setattr(upconv, "_CACHED", at_once * 6 * 7 * 3 * 27 // 2)
+  x, w = normal(0, 2, 6, 4, 5, 3), normal(1, 3, 3, 3, 3, 4)
+  ours = lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear)  # a new function, as what is traced depends on the constants
+  assert f"length={16 // at_once}" in str(jax.make_jaxpr(lambda x, w: upconv._blend_products(resize.upsample_linear, x, w))(x, w))
+  jax.clear_caches()
+  assert_same(ours, lambda x, w: plain_conv3(resize.upsample_linear(x), w), x, w)
+  jax.clear_caches()
 
 
 @pytest.mark.parametrize("spatial", [(4, 6, 8), (14, 14, 10)], ids=str)

@@ -1,45 +1,23 @@
 """Convolutions of the segmentation networks, channels last, in two and three dimensions.
 
 GPUs get XLA's own convolution. XLA:CPU is several times slower than PyTorch at 3D convolutions and at all kernel gradients. There a 3³
-convolution is Winograd F(4, 3) along depth over ordinary 2D convolutions, and its kernel gradient one matrix product of shifted copies per
-tap. XLA:TPU takes a minute to compile a 3D convolution and pads its channels to many more, so there all are 2D ones in which neighbouring
-slices are channels. Stride-2 pairs are a rearrangement and matrix products elsewhere.
+convolution is one of `ops.winograd`, made of the 2D ones of `ops.plane`. XLA:TPU takes a minute to compile a 3D convolution and pads its
+channels to many more, so there all are 2D ones in which neighbouring slices are channels. Stride-2 pairs are a rearrangement and matrix
+products elsewhere.
 """
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+
+from ssl_jax.ops import plane, winograd
 
 Convolution = Callable[[Array, Array], Array]  # of an image and a kernel
 
-# Winograd F(4, 3): four outputs of a 3-tap filter from six products; output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)).
-# Points whose powers stay near 1 halve the rounding error of the usual 0, ±1, ±2, ∞.
-_POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and ∞
-
-
-def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """TAPS f32[n, n], KERNEL f32[n, 3] and OUT f32[n − 2, n] of n − 1 points and infinity (Winograd 1980; Lavin and Gray 2016)."""
-  others = [np.delete(points, i) for i in range(len(points))]
-  taps = np.array([np.append(np.poly(o)[::-1], 0) for o in others] + [np.poly(points)[::-1]])
-  kernel = np.array([[a**k / np.prod(a - o) for k in range(3)] for a, o in zip(points, others, strict=True)] + [[0, 0, 1]])
-  out = np.vander([*points, 0], len(points) - 1, increasing=True).T
-  out[:, -1] = np.eye(len(out))[-1]
-  rounded = lambda matrix: np.where(np.abs(matrix) < 1e-12, 0, matrix).astype(np.float32)
-  return rounded(taps), rounded(kernel), rounded(out)
-
-
-_TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
-
-_PLANES = ("NHWC", "HWIO", "NHWC")
-_TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
-_CACHED = 9 << 15  # elements whose shifted copies stay in the cache
-_WIDE = 32  # channels from which products of several small matrices at once are faster
 _SMALL = 1 << 15  # elements of the larger of input and output below which the Winograd transforms cost more than they save
 
 
@@ -60,27 +38,32 @@ def conv3(x: Array, w: Array) -> Array:
 @jax.jit  # for tracing alone: a network has few shapes and many layers
 def _forward(x: Array, w: Array) -> Array:
   if x.ndim == 4:
-    return lax.platform_dependent(x, w, cpu=_plane, default=_xla)
-  large = _by_triples if x.shape[-1] == 1 else _winograd
-  cpu = _shifted_products if is_small(x, w) or min(x.shape[2:4]) < 3 else large
-  return lax.platform_dependent(x, w, cpu=cpu, tpu=_by_triples, default=_xla)
+    return lax.platform_dependent(x, w, cpu=plane.convolve, default=_xla)
+  return lax.platform_dependent(x, w, cpu=_form(x, w), tpu=_by_triples, default=_xla)
+
+
+def _form(x: Array, w: Array) -> Convolution:
+  """Returns how a CPU convolves 3D images of x's shape with a kernel of w's, turned or not."""
+  if is_small(x, w) or min(x.shape[2:4]) < 3:
+    return _shifted_products
+  return _by_triples if x.shape[-1] == 1 else winograd.conv3
 
 
 def is_small(x: Array, w: Array) -> bool:
   """Whether a plain product does on a CPU; a batch that is left open, in a program to be exported, counts as one."""
-  return math.prod(side for side in x.shape[:-1] if isinstance(side, int)) * max(x.shape[-1], w.shape[-1]) < _SMALL
+  return math.prod(side for side in x.shape[:-1] if isinstance(side, int)) * max(w.shape[-2:]) < _SMALL
 
 
 @jax.jit
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
   x, w = saved
-  back = jnp.swapaxes(jnp.flip(w, range(w.ndim - 2)), -1, -2)
-  own: dict[str, Convolution] = {"cpu": _kernel_grad_3d, "tpu": _transposed(_by_triples)}
+  by = lambda convolve, kernel_grad: lambda x, w, grad: (convolve(grad, plane.turned(w)), kernel_grad(x, grad))
+  default, kernel_grad = by(_xla, _transposed(_xla)), _first_layer_kernel_grad if x.shape[-1] == 1 else None
   if x.ndim == 4:
-    own = {"cpu": _kernel_grad_2d}
-  elif x.shape[-1] == 1:
-    own = dict.fromkeys(own, _first_layer_kernel_grad)
-  return _forward(grad, back), lax.platform_dependent(x, grad, **own, default=_transposed(_xla))
+    return lax.platform_dependent(x, w, grad, cpu=by(plane.convolve, plane.kernel_grad), default=default)
+  alone = by(_form(grad, w), kernel_grad or winograd.kernel_grad)
+  cpu = winograd.gradients if _form(x, w) is winograd.conv3 else alone
+  return lax.platform_dependent(x, w, grad, cpu=cpu, tpu=by(_by_triples, kernel_grad or _transposed(_by_triples)), default=default)
 
 
 conv3.defvjp(lambda x, w: (_forward(x, w), (x, w)), _backward)
@@ -138,7 +121,7 @@ def _down_by_pairs(x: Array, w: Array) -> Array:
   if x.ndim == 5:
     pairs, kernel = jnp.concatenate([x[:, 0::2], x[:, 1::2]], axis=-1), jnp.moveaxis(w, 0, 2).reshape(2, 2, 2 * x.shape[-1], -1)
     return _down_by_pairs(_merged(pairs), kernel).reshape(*pairs.shape[:2], *(side // 2 for side in x.shape[2:4]), -1)
-  return lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=_PLANES)
+  return lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=plane.LAYOUT)
 
 
 conv_down2.defvjp(
@@ -230,7 +213,7 @@ def _up_by_pairs(x: Array, w: Array) -> Array:
     split = pairs.reshape(batch, depth, 2 * height, 2 * width, 2, -1)
     return jnp.moveaxis(split, 4, 2).reshape(batch, 2 * depth, 2 * height, 2 * width, -1)
   back = jnp.flip(w, (0, 1))
-  return lax.conv_general_dilated(x, back, (1, 1), ((1, 1), (1, 1)), lhs_dilation=(2, 2), dimension_numbers=_PLANES)
+  return lax.conv_general_dilated(x, back, (1, 1), ((1, 1), (1, 1)), lhs_dilation=(2, 2), dimension_numbers=plane.LAYOUT)
 
 
 conv_up2.defvjp(
@@ -245,17 +228,8 @@ def as_columns(w: Array) -> Array:
 
 
 def _xla(x: Array, w: Array) -> Array:
-  spec = _PLANES if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
+  spec = plane.LAYOUT if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
   return lax.conv_general_dilated(x, w, (1,) * (x.ndim - 2), "SAME", dimension_numbers=spec)
-
-
-def _plane(x: Array, w: Array) -> Array:
-  """2D: where channels are few, two or four columns are one point with all their channels, or XLA:CPU's convolution mostly moves data."""
-  channels, width, out = x.shape[-1], x.shape[2], w.shape[-1]
-  together = max((n for n, most in _TOGETHER.items() if channels * out <= most and width % n == 0), default=1)
-  kernel = jnp.concatenate([jnp.pad(w, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)], axis=-1)
-  y = lax.conv_general_dilated(x, kernel, (1, together), ((1, 1), (1, 1)), dimension_numbers=_PLANES)
-  return y.reshape(*x.shape[:-1], out)
 
 
 def _transposed(convolve: Convolution) -> Convolution:
@@ -266,28 +240,6 @@ def _transposed(convolve: Convolution) -> Convolution:
     return jax.linear_transpose(lambda w: convolve(x, w), w)(grad)[0]
 
   return kernel_grad
-
-
-def _combine(row: Sequence[float] | np.ndarray, arrays: Sequence[Array]) -> Array:
-  return functools.reduce(lax.add, [x if a == 1 else float(a) * x for a, x in zip(row, arrays, strict=True) if a])
-
-
-def _depth_taps(x: Array) -> tuple[list[Array], int]:
-  """Six arrays, the inputs of every group of four output slices, and the number of groups."""
-  groups = -(-x.shape[1] // 4)
-  padded = jnp.pad(x, ((0, 0), (1, 4 * groups - x.shape[1] + 1), (0, 0), (0, 0), (0, 0)))
-  return [lax.slice_in_dim(padded, i, i + 4 * groups - 3, stride=4, axis=1) for i in range(6)], groups
-
-
-def _winograd(x: Array, w: Array) -> Array:
-  batch, depth, height, width, _ = x.shape
-  dtype, x, w = x.dtype, x.astype(jnp.float32), w.astype(jnp.float32)  # the transforms lose a digit, which bfloat16 cannot spare
-  taps, groups = _depth_taps(x)
-  flat = lambda a: a.reshape(batch * groups, height, width, -1)
-  products = [_plane(flat(_combine(_TAPS[k], taps)), _combine(_KERNEL[k], tuple(w))) for k in range(6)]
-  outputs = jnp.stack([_combine(_OUT[j], products).reshape(batch, groups, height, width, -1) for j in range(4)], axis=2)
-  outputs = lax.optimization_barrier(outputs)  # XLA:CPU would stack again in each reader, and keep the larger products until the last
-  return outputs.reshape(batch, 4 * groups, height, width, -1)[:, :depth].astype(dtype)
 
 
 def _shifted_products(x: Array, w: Array) -> Array:
@@ -308,7 +260,7 @@ def _by_triples(x: Array, w: Array) -> Array:
   padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
   triples = jnp.concatenate([padded[:, i : i + depth] for i in range(3)], axis=-1)
   kernel = jnp.moveaxis(w, 0, 2).reshape(3, 3, 3 * channels, -1)
-  return _plane(_merged(triples), kernel).reshape(batch, depth, height, width, -1)
+  return plane.convolve(_merged(triples), kernel).reshape(batch, depth, height, width, -1)
 
 
 def _first_layer_kernel_grad(x: Array, grad: Array) -> Array:
@@ -328,50 +280,3 @@ def _first_layer_kernel_grad(x: Array, grad: Array) -> Array:
 
 def _dot(a: Array, b: Array) -> Array:
   return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-def _kernel_grad_2d(x: Array, grad: Array) -> Array:
-  """[B, H, W, in], [B, H, W, out] -> [3, 3, in, out]."""
-  return _kernel_grads(x[None], grad[None])[0]
-
-
-def _kernel_grads(x: Array, grad: Array) -> Array:
-  """Kernel gradients of n 2D convolutions, [n, B, H, W, in], [n, B, H, W, out] -> [n, 3, 3, in, out].
-
-  Three column shifts of x against three row shifts of the gradient; by slices, so that the copies stay in the cache.
-  """
-  n, batch, height, width, channels = x.shape
-  out = grad.shape[-1]
-  together = n if channels >= _WIDE else 1
-  slices = _slices_in_cache(batch, together * height * width * channels)
-
-  def add(step: Array, total: Array) -> Array:
-    first = step * slices // batch * together, step * slices % batch
-    part = lambda a: lax.dynamic_slice(a, (*first, 0, 0, 0), (together, slices, *a.shape[2:]))
-    x_part = jnp.pad(part(x), ((0, 0), (0, 0), (0, 0), (1, 1), (0, 0)))
-    grad_part = jnp.pad(part(grad), ((0, 0), (0, 0), (1, 1), (0, 0), (0, 0)))
-    columns = jnp.concatenate([x_part[:, :, :, j : j + width] for j in range(3)], axis=-1).reshape(together, -1, 3 * channels)
-    rows = jnp.concatenate([grad_part[:, :, 2 - i : 2 - i + height] for i in range(3)], axis=-1).reshape(together, -1, 3 * out)
-    product = jnp.einsum("nvi,nvo->nio", columns, rows, preferred_element_type=jnp.float32)
-    at = (first[0], 0, 0)
-    return lax.dynamic_update_slice(total, lax.dynamic_slice(total, at, product.shape) + product, at)
-
-  steps = n // together * (batch // slices)
-  total = lax.fori_loop(0, steps, add, jnp.zeros((n, 3 * channels, 3 * out), jnp.float32))
-  return jnp.transpose(total.reshape(n, 3, channels, 3, out), (0, 3, 1, 2, 4)).astype(x.dtype)
-
-
-def _slices_in_cache(slices: int, size: int) -> int:
-  """Returns how many slices of so many elements to take at a time: a divisor of all of them, as many as leave the copies in cache."""
-  return max((n for n in range(1, slices + 1) if slices % n == 0 and n * size <= _CACHED), default=1)
-
-
-def _kernel_grad_3d(x: Array, grad: Array) -> Array:
-  batch, depth, height, width, _ = x.shape
-  dtype, x, grad = x.dtype, x.astype(jnp.float32), grad.astype(jnp.float32)
-  taps, groups = _depth_taps(x)
-  padded = jnp.pad(grad, ((0, 0), (0, 4 * groups - depth), (0, 0), (0, 0), (0, 0)))
-  parts = [lax.slice_in_dim(padded, j, j + 4 * groups - 3, stride=4, axis=1) for j in range(4)]
-  six = lambda rows, arrays: jnp.stack([_combine(row, arrays).reshape(batch * groups, height, width, -1) for row in rows])
-  products = _kernel_grads(six(_TAPS, taps), six(_OUT.T, parts))
-  return jnp.stack([_combine(row, tuple(products)) for row in _KERNEL.T]).astype(dtype)

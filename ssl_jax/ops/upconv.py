@@ -6,6 +6,7 @@ two cores, and keeps no fine input for the gradient. GPU and TPU do one after th
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssl_jax.ops import conv
 
 Interpolation = Callable[[Any], Any]  # of JAX's arrays, and of NumPy's
 
+_CACHED = 1 << 21  # elements of the products of some slices that stay in the cache
 _SHORT = 8  # voxels of a side, 7 of the deepest decoder; from 28 on zeros around the input are faster
 
 
@@ -58,25 +60,53 @@ upsample_conv3.defvjp(_forward, _backward)
 
 
 def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
+  """Doubles the planes along the first axis, then that axis."""
   # Zeros around the input, not the products, which would copy each; a short first axis would multiply more than that saves.
   first = (0, 0) if x.shape[1] < _SHORT else (1, 1)
   padded = jnp.pad(x, [(0, 0), first, *[(1, 1)] * (x.ndim - 3), (0, 0)])
-  products = jnp.matmul(padded, conv.as_columns(w), preferred_element_type=jnp.float32)
-  for axis in range(1, x.ndim - 1):
-    products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis], interpolate))
-  return products.astype(x.dtype)
+  columns = _columns(w)
+
+  def double(_: None, planes: Array) -> tuple[None, Array]:
+    products = jnp.matmul(planes, columns, preferred_element_type=jnp.float32)
+    for axis in range(1, planes.ndim - 1):
+      products = _double(jnp.split(products, 3, axis=-1), axis, _blends(x.shape[axis + 1], interpolate))
+    return None, products
+
+  _, products = _by_planes(double, None, padded)
+  return _double(jnp.split(products, 3, axis=-1), 1, _blends(x.shape[1], interpolate)).astype(x.dtype)
 
 
 def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
-  products = grad.astype(jnp.float32)
-  for axis in range(x.ndim - 2, 1, -1):
-    products = jnp.concatenate(_halve(products, axis, _blends(x.shape[axis], interpolate)), axis=-1)
-  thirds = _halve(products, 1, _blends(x.shape[1], interpolate))  # together they would be the largest array of a step
-  rows = x.reshape(-1, x.shape[-1]).T.astype(jnp.float32)
-  columns = jnp.concatenate([jnp.matmul(rows, third.reshape(-1, third.shape[-1])) for third in thirds], axis=-1)
-  mixed = jnp.split(conv.as_columns(w).astype(jnp.float32), 3, axis=-1)
-  grad_x = functools.reduce(lax.add, [jnp.matmul(third, part.T) for third, part in zip(thirds, mixed, strict=True)]).astype(x.dtype)
-  return grad_x, jnp.moveaxis(columns.reshape(-1, *w.shape[:-2], w.shape[-1]), 0, -2).astype(w.dtype)
+  products = jnp.concatenate(_halve(grad.astype(jnp.float32), 1, _blends(x.shape[1], interpolate)), axis=-1)
+  mixed = jnp.split(_columns(w).astype(jnp.float32), 3, axis=-1)
+
+  def halve(total: list[Array], planes: Array, products: Array) -> tuple[list[Array], Array]:
+    for axis in range(planes.ndim - 2, 1, -1):
+      products = jnp.concatenate(_halve(products, axis, _blends(x.shape[axis + 1], interpolate)), axis=-1)
+    thirds = _halve(products, 1, _blends(x.shape[2], interpolate))  # together they would be the largest array of all
+    rows = planes.reshape(-1, planes.shape[-1]).T.astype(jnp.float32)
+    total = [part + jnp.matmul(rows, third.reshape(-1, third.shape[-1])) for part, third in zip(total, thirds, strict=True)]
+    return total, functools.reduce(lax.add, [jnp.matmul(third, part.T) for third, part in zip(thirds, mixed, strict=True)])
+
+  total, grad_x = _by_planes(halve, [jnp.zeros_like(part) for part in mixed], x, products)
+  kernel = jnp.concatenate(total, axis=-1).reshape(-1, *w.shape[1:-2], w.shape[0], w.shape[-1])
+  return grad_x.astype(x.dtype), jnp.moveaxis(kernel, (-2, 0), (0, -2)).astype(w.dtype)
+
+
+def _columns(w: Array) -> Array:
+  """A kernel as a matrix [in, taps · out], the taps of the first axis behind those of the others."""
+  return conv.as_columns(jnp.moveaxis(w, 0, w.ndim - 3))
+
+
+def _by_planes(step: Callable[..., tuple[Any, Array]], state: Any, x: Array, *others: Array) -> tuple[Any, Array]:
+  """Scans over [B, first axis, ...]; in 3D by as many planes at a time as leave their products, 27 / 2 a value of x, in the cache."""
+  planes = x.shape[0] * x.shape[1]
+  size = math.prod(x.shape[2:]) * 27 // 2
+  fit = (n for n in range(1, planes + 1) if planes % n == 0 and n * size <= _CACHED)
+  at_once = max(fit, default=1) if x.ndim == 5 else planes
+  parts = [a.reshape(-1, at_once, *a.shape[2:]) for a in (x, *others)]
+  state, results = lax.scan(lambda state, parts: step(state, *parts), state, parts)
+  return state, results.reshape(*x.shape[:2], *results.shape[2:])
 
 
 @functools.lru_cache(maxsize=256)
