@@ -208,17 +208,29 @@ def test_upsample_conv3(case, interpolate, always_fast):
   assert_same(functools.partial(upconv.upsample_conv3, interpolate=interpolate), lambda x, w: plain_conv3(interpolate(x), w), x, w)
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_upsample_conv3_by_planes(at_once, always_fast, monkeypatch):
-  """So many planes at a time, of 2 × 8 forwards, with zeros around, and of 2 × 6 backwards."""
+@pytest.fixture(params=[1, 4], ids=["one plane at a time", "four planes at a time"])
+def by_planes(request, always_fast, monkeypatch):
+  """Arrays [2, 6, 4, 5, 3], which have 16 planes with zeros around: so many steps."""
   monkeypatch.setattr(upconv, "_SHORT", 6)
-  monkeypatch.setattr(upconv, "_CACHED", at_once * 6 * 7 * 3 * 27 // 2)
+  monkeypatch.setattr(upconv, "_CACHED", request.param * 6 * 7 * 3 * 27 // 2)
+  jax.clear_caches()  # what has been traced has other constants
+  yield 16 // request.param
+  jax.clear_caches()
+
+
+def test_upsample_conv3_by_planes(by_planes):
   x, w = normal(0, 2, 6, 4, 5, 3), normal(1, 3, 3, 3, 3, 4)
-  ours = lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear)  # a new function, as what is traced depends on the constants
-  assert f"length={16 // at_once}" in str(jax.make_jaxpr(lambda x, w: upconv._blend_products(resize.upsample_linear, x, w))(x, w))
-  jax.clear_caches()
+  ours = lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear)
+  assert f"length={by_planes}" in str(jax.make_jaxpr(lambda x, w: upconv._blend_products(resize.upsample_linear, x, w))(x, w))
   assert_same(ours, lambda x, w: plain_conv3(resize.upsample_linear(x), w), x, w)
-  jax.clear_caches()
+
+
+def test_upsample_conv3_of_an_open_batch_by_planes(by_planes):
+  x, w = normal(0, 2, 6, 4, 5, 3), normal(1, 3, 3, 3, 3, 4)
+  ours = jax.jit(lambda x, w: upconv.upsample_conv3(x, w, resize.upsample_linear))
+  batch = jax.export.symbolic_shape("batch")
+  exported = jax.export.export(ours)(jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), jax.ShapeDtypeStruct(w.shape, w.dtype))
+  np.testing.assert_allclose(exported.call(x, w), ours(x, w), atol=1e-6)
 
 
 @pytest.mark.parametrize("spatial", [(4, 6, 8), (14, 14, 10)], ids=str)

@@ -100,13 +100,14 @@ def _columns(w: Array) -> Array:
 
 def _by_planes(step: Callable[..., tuple[Any, Array]], state: Any, x: Array, *others: Array) -> tuple[Any, Array]:
   """Scans over [B, first axis, ...]; in 3D by as many planes at a time as leave their products, 27 / 2 a value of x, in the cache."""
-  planes = x.shape[0] * x.shape[1]
-  size = math.prod(x.shape[2:]) * 27 // 2
-  fit = (n for n in range(1, planes + 1) if planes % n == 0 and n * size <= _CACHED)
-  at_once = max(fit, default=1) if x.ndim == 5 else planes
-  parts = [a.reshape(-1, at_once, *a.shape[2:]) for a in (x, *others)]
+  (batch, planes), size = x.shape[:2], math.prod(x.shape[2:]) * 27 // 2
+  if x.ndim == 4 or (isinstance(batch, int) and batch * planes * size <= _CACHED):  # no number: left open, in a program to be exported
+    parts = [a.reshape(1, -1, *a.shape[2:]) for a in (x, *others)]
+  else:
+    at_once = max((n for n in range(1, planes + 1) if planes % n == 0 and n * size <= _CACHED), default=1)
+    parts = [a.reshape(-1, at_once, *a.shape[2:]) for a in (x, *others)]
   state, results = lax.scan(lambda state, parts: step(state, *parts), state, parts)
-  return state, results.reshape(*x.shape[:2], *results.shape[2:])
+  return state, results.reshape(batch, planes, *results.shape[2:])
 
 
 @functools.lru_cache(maxsize=256)
