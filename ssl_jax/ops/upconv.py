@@ -77,7 +77,9 @@ def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
 
 
 def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
-  products = jnp.concatenate(_halve(grad.astype(jnp.float32), 1, _blends(x.shape[1], interpolate)), axis=-1)
+  # Zeros around, or XLA:CPU looks for the border at each value that it blends.
+  padded = jnp.pad(grad.astype(jnp.float32), [(2, 2) if axis == 1 else (0, 0) for axis in range(grad.ndim)])
+  products = jnp.concatenate(_halve(padded, 1, _blends(x.shape[1], interpolate)), axis=-1)
   mixed = jnp.split(_columns(w).astype(jnp.float32), 3, axis=-1)
 
   def halve(total: list[Array], planes: Array, products: Array) -> tuple[list[Array], Array]:
@@ -129,10 +131,17 @@ def _double(taps: Sequence[Array], axis: int, blends: np.ndarray) -> Array:
 
 
 def _halve(fine: Array, axis: int, blends: np.ndarray) -> list[Array]:
-  """The adjoint of `_double`."""
+  """The adjoint of `_double`, of 2 · side voxels along an axis or of 2 · side + 4, which have zeros at both ends."""
+  side = blends.shape[-1]
   pairs = fine.reshape(*fine.shape[:axis], -1, 2, *fine.shape[axis + 1 :])
   halves = [lax.index_in_dim(pairs, p, axis + 1, keepdims=False) for p in range(2)]
-  terms = lambda t: [_shift(_along(blends[p, t, d], axis, x) * x, axis, 1 - d) for p, x in enumerate(halves) for d in _used(blends[p, t])]
+
+  def part(x: Array, weights: np.ndarray, d: int) -> Array:
+    if x.shape[axis] == side:
+      return _shift(_along(weights, axis, x) * x, axis, 1 - d)
+    return _along(np.pad(weights, 1)[2 - d : 2 - d + side], axis, x) * lax.slice_in_dim(x, 2 - d, 2 - d + side, axis=axis)
+
+  terms = lambda t: [part(x, blends[p, t, d], d) for p, x in enumerate(halves) for d in _used(blends[p, t])]
   return [functools.reduce(lax.add, terms(t)) for t in range(3)]
 
 
