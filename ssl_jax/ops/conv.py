@@ -58,12 +58,14 @@ def is_small(x: Array, w: Array) -> bool:
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
   x, w = saved
   by = lambda convolve, kernel_grad: lambda x, w, grad: (convolve(grad, plane.turned(w)), kernel_grad(x, grad))
-  default, kernel_grad = by(_xla, _transposed(_xla)), _first_layer_kernel_grad if x.shape[-1] == 1 else None
+  default = by(_xla, _transposed(_xla))
   if x.ndim == 4:
     return lax.platform_dependent(x, w, grad, cpu=by(plane.convolve, plane.kernel_grad), default=default)
-  alone = by(_form(grad, w), kernel_grad or winograd.kernel_grad)
-  cpu = winograd.gradients if _form(x, w) is winograd.conv3 else alone
-  return lax.platform_dependent(x, w, grad, cpu=cpu, tpu=by(_by_triples, kernel_grad or _transposed(_by_triples)), default=default)
+  kernel_grads = {"cpu": winograd.kernel_grad, "tpu": _transposed(_by_triples)}
+  if x.shape[-1] == 1:
+    kernel_grads = dict.fromkeys(kernel_grads, _first_layer_kernel_grad)
+  cpu = winograd.gradients if _form(x, w) is winograd.conv3 else by(_form(grad, w), kernel_grads["cpu"])
+  return lax.platform_dependent(x, w, grad, cpu=cpu, tpu=by(_by_triples, kernel_grads["tpu"]), default=default)
 
 
 conv3.defvjp(lambda x, w: (_forward(x, w), (x, w)), _backward)

@@ -52,7 +52,7 @@ def kernel_grads(images: Sequence[Array], grads: Sequence[Array]) -> Array:
   height, width = (min(images[0].shape[axis], grads[0].shape[axis]) for axis in (1, 2))
   if n > 1 and channels < WIDE:
     return jnp.stack([kernel_grad(*pair) for pair in zip(images, grads, strict=True)])
-  slices = _slices_in_cache(batch, n * height * width * channels)
+  slices = slices_in_cache(batch, n * height * width * channels, _CACHED)
   if channels >= _COPIED:
     images, grads = [jnp.stack(images)], [jnp.stack(grads)]
 
@@ -72,6 +72,6 @@ def kernel_grads(images: Sequence[Array], grads: Sequence[Array]) -> Array:
   return jnp.transpose(total.reshape(n, 3, channels, 3, out), (0, 3, 1, 2, 4)).astype(images[0].dtype)
 
 
-def _slices_in_cache(slices: int, size: int) -> int:
-  """Returns how many slices of so many elements to take at a time: a divisor of all of them, as many as leave the copies in cache."""
-  return max((n for n in range(1, slices + 1) if slices % n == 0 and n * size <= _CACHED), default=1)
+def slices_in_cache(slices: int, size: int, cached: int) -> int:
+  """Returns how many slices of `size` elements to take at a time: a divisor of all of them, with at most `cached` elements or 1."""
+  return max((n for n in range(1, slices + 1) if slices % n == 0 and n * size <= cached), default=1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ssl_jax.ops import conv
+from ssl_jax.ops import conv, plane
 
 Interpolation = Callable[[Any], Any]  # of JAX's arrays, and of NumPy's
 
@@ -106,7 +106,7 @@ def _by_planes(step: Callable[..., tuple[Any, Array]], state: Any, x: Array, *ot
   if x.ndim == 4 or (isinstance(batch, int) and batch * planes * size <= _CACHED):  # no number: left open, in a program to be exported
     parts = [a.reshape(1, -1, *a.shape[2:]) for a in (x, *others)]
   else:
-    at_once = max((n for n in range(1, planes + 1) if planes % n == 0 and n * size <= _CACHED), default=1)
+    at_once = plane.slices_in_cache(planes, size, _CACHED)
     parts = [a.reshape(-1, at_once, *a.shape[2:]) for a in (x, *others)]
   state, results = lax.scan(lambda state, parts: step(state, *parts), state, parts)
   return state, results.reshape(batch, planes, *results.shape[2:])

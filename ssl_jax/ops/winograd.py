@@ -51,7 +51,7 @@ def _stacked(slices: Sequence[Array], like: Array) -> Array:
 def _padded(x: Array, around: int, axis: int) -> Array:
   """With slices of zeros around, up to a multiple of 4, and a border along an axis; f32: bfloat16 cannot spare the digit that is lost."""
   border = [(int(i == axis),) * 2 for i in range(x.ndim)]
-  border[1] = (around, around - x.shape[1] % -4)
+  border[1] = (around, around + -x.shape[1] % 4)
   return jnp.pad(x.astype(jnp.float32), border)
 
 
@@ -91,8 +91,7 @@ def gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   """
   channels = x.shape[-1]
   grads, bordered = _grads(grad, channels), _axes(channels)[1] - 1
-  kernels = map(plane.turned, lax.optimization_barrier(_kernels(w)))  # without the barrier XLA:CPU reads each of three in a sum crosswise
-  products = [plane.convolve(*pair, bordered) for pair in zip(grads, kernels, strict=True)]
+  products = [plane.convolve(g, plane.turned(kernel), bordered) for g, kernel in zip(grads, _kernels(w), strict=True)]
   before, *taps, behind = (_combine(row, products).reshape(x.shape[0], -1, *x.shape[2:]) for row in _TAPS.T)
   # The first and the last of six taps belong to the groups on either side.
   taps[0] += jnp.pad(behind[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
