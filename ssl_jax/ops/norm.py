@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ssl_jax.ops import winograd
 from ssl_jax.ops.remat import kept
 
 EPSILON = 1e-5  # PyTorch's
@@ -30,14 +31,15 @@ def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: i
 
 
 def _split(x: Array, views: int) -> Array:
-  """[B, *spatial, C] -> [views, B / views, *spatial, C], or [B, first side / 4, 4, ..., C] of one view.
+  """[B, *spatial, C] -> [views, B / views, *spatial, C], or [B, first side / n, n, ..., C] of one view.
 
   The latter is how `ops.conv` stacks its results: XLA:CPU computes a stack again, or copies it, for sums over another shape of it.
   """
   x = x.astype(jnp.float32)
   if views > 1:
     return x.reshape(views, x.shape[0] // views, *x.shape[1:])
-  return x if x.shape[1] % 4 else x.reshape(x.shape[0], x.shape[1] // 4, 4, *x.shape[2:])
+  n = winograd.group(x.shape[1], x.shape[-1])
+  return x if x.shape[1] % n else x.reshape(x.shape[0], x.shape[1] // n, n, *x.shape[2:])
 
 
 def _sum(a: Array, views: int) -> Array:

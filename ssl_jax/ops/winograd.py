@@ -1,10 +1,11 @@
-"""3D convolutions with a kernel of 3 on a CPU: Winograd F(4, 3) along depth over ordinary 2D convolutions.
+"""3D convolutions with a kernel of 3 on a CPU: Winograd F(n, 3) along depth over ordinary 2D convolutions.
 
-Winograd 1980, Lavin and Gray 2016. Four outputs of a 3-tap filter from six products: output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)).
+Winograd 1980, Lavin and Gray 2016. n outputs of a 3-tap filter from n + 2 products: output = OUT · ((TAPS · input) ⊙ (KERNEL · filter)).
 """
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,46 +13,79 @@ from jax import Array, lax
 
 from ssl_jax.ops import plane
 
-# Points whose powers stay near 1 halve the rounding error of the usual 0, ±1, ±2, ∞.
-_POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and ∞
+# Each n's points but infinity. Powers of these stay near 1; others round to several times 1e-6 to 1e-5 of the largest value.
+_POINTS = {
+  4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2),
+  6: (0, 0.55, -0.55, 1, -1, 1.817, -1.817),
+  7: (0.254, -0.254, 0.723, -0.723, 1.098, -1.098, 2.003, -2.003),
+  8: (0, 0.456, -0.456, 0.846, -0.846, 1.182, -1.182, 2.195, -2.195),
+}
+_MANY = 64  # channels from which a larger n saves too little of the time for the longer program, whose loading takes longer at each start
 
 
-def _cook_toom(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """TAPS f32[n, n], KERNEL f32[n, 3] and OUT f32[n − 2, n] of n − 1 points and infinity (Winograd 1980; Lavin and Gray 2016)."""
+def group(depth: int, channels: int) -> int:
+  """Returns n for images of so many slices and channels; with few channels, too, a larger one's transforms cost what its products save."""
+  return next((n for n in (7, 8, 6) if depth % n == 0 and plane.WIDE <= channels < _MANY), 4)
+
+
+class _Transform(NamedTuple):
+  taps: np.ndarray  # f32[n + 2, n + 2]
+  kernel: np.ndarray  # f32[n + 2, 3]
+  out: np.ndarray  # f32[n, n + 2]
+
+
+@functools.cache
+def _cook_toom(n: int) -> _Transform:
+  """The matrices of n's points and infinity (Winograd 1980; Lavin and Gray 2016)."""
+  points = _POINTS[n]
   others = [np.delete(points, i) for i in range(len(points))]
   taps = np.array([np.append(np.poly(o)[::-1], 0) for o in others] + [np.poly(points)[::-1]])
   kernel = np.array([[a**k / np.prod(a - o) for k in range(3)] for a, o in zip(points, others, strict=True)] + [[0, 0, 1]])
   out = np.vander([*points, 0], len(points) - 1, increasing=True).T
   out[:, -1] = np.eye(len(out))[-1]
   rounded = lambda matrix: np.where(np.abs(matrix) < 1e-12, 0, matrix).astype(np.float32)
-  return rounded(taps), rounded(kernel), rounded(out)
+  return _Transform(rounded(taps), rounded(kernel), rounded(out))
 
 
-_TAPS, _KERNEL, _OUT = _cook_toom(_POINTS)
+def _matrices(like: Array) -> _Transform:
+  return _cook_toom(group(like.shape[1], like.shape[-1]))
 
 
-def _combine(row: Sequence[float] | np.ndarray, arrays: Sequence[Array]) -> Array:
+def _mixed(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
+  return [_combine(row, arrays) for row in matrix]
+
+
+def _mixed_pairs(matrix: np.ndarray, products: Sequence[Array]) -> list[Array]:
+  """The same of one product a point, by sums and differences of opposite points: half of those factors are 0: a shorter program."""
+  first = 1 - len(products) % 2  # after the point 0; infinity is the last
+  pairs = list(zip(products[first:-1:2], products[first + 1 : -1 : 2], strict=True))
+  one, other = matrix[:, first:-1:2], matrix[:, first + 1 : -1 : 2]
+  factors = np.concatenate([matrix[:, :first], (one + other) / 2, (one - other) / 2, matrix[:, -1:]], axis=1)
+  return _mixed(factors, [*products[:first], *(a + b for a, b in pairs), *(a - b for a, b in pairs), products[-1]])
+
+
+def _combine(row: np.ndarray, arrays: Sequence[Array]) -> Array:
   return functools.reduce(lax.add, [x if a == 1 else float(a) * x for a, x in zip(row, arrays, strict=True) if a])
 
 
-def _every_fourth(x: Array, starts: int) -> list[Array]:
-  """[B, depth, H, W, C] -> the slices 0, 4, ..., the slices 1, 5, ..., and so on, each [B · groups, H, W, C]."""
+def _every_nth(x: Array, n: int, starts: int) -> list[Array]:
+  """[B, depth, H, W, C] -> the slices 0, n, ..., the slices 1, n + 1, ..., and so on, each [B · groups, H, W, C]."""
   end = x.shape[1] - starts + 1
-  return [lax.slice_in_dim(x, i, i + end, stride=4, axis=1).reshape(-1, *x.shape[2:]) for i in range(starts)]
+  return [lax.slice_in_dim(x, i, i + end, stride=n, axis=1).reshape(-1, *x.shape[2:]) for i in range(starts)]
 
 
 def _stacked(slices: Sequence[Array], like: Array) -> Array:
-  """Every fourth slice of an image again as one."""
+  """Every n-th slice of an image again as one."""
   batch, depth, height, width, _ = like.shape
   stack = jnp.stack([part.reshape(batch, -1, height, width, part.shape[-1]) for part in slices], axis=2)
   stack = lax.optimization_barrier(stack)  # XLA:CPU would stack again in each reader, and keep the larger products until the last
   return stack.reshape(batch, -1, height, width, stack.shape[-1])[:, :depth].astype(like.dtype)
 
 
-def _padded(x: Array, around: int, axis: int) -> Array:
-  """With slices of zeros around, up to a multiple of 4, and a border along an axis; f32: bfloat16 cannot spare the digit that is lost."""
+def _padded(x: Array, n: int, around: int, axis: int) -> Array:
+  """With slices of zeros around, up to a multiple of n, and a border along an axis; f32: bfloat16 cannot spare the digit that is lost."""
   border = [(int(i == axis),) * 2 for i in range(x.ndim)]
-  border[1] = (around, around + -x.shape[1] % 4)
+  border[1] = (around, around + -x.shape[1] % n)
   return jnp.pad(x.astype(jnp.float32), border)
 
 
@@ -62,26 +96,26 @@ def _axes(channels: int) -> tuple[int, int]:
 
 def _images(x: Array) -> list[Array]:
   """TAPS · input, with a border along the first of `_axes`."""
-  taps = _every_fourth(_padded(x, 1, _axes(x.shape[-1])[0]), 6)
-  return [_combine(row, taps) for row in _TAPS]
+  taps, n = _matrices(x).taps, group(x.shape[1], x.shape[-1])
+  return _mixed(taps, _every_nth(_padded(x, n, 1, _axes(x.shape[-1])[0]), n, n + 2))
 
 
-def _kernels(w: Array) -> list[Array]:
+def _kernels(w: Array, like: Array) -> list[Array]:
   """KERNEL · filter."""
-  return [_combine(row, tuple(w.astype(jnp.float32))) for row in _KERNEL]
+  return _mixed(_matrices(like).kernel, tuple(w.astype(jnp.float32)))
 
 
-def _grads(grad: Array, channels: int) -> list[Array]:
+def _grads(grad: Array, like: Array) -> list[Array]:
   """OUTᵀ · gradient, with a border along the second of `_axes`."""
-  parts = _every_fourth(_padded(grad, 0, _axes(channels)[1]), 4)
-  return [_combine(row, parts) for row in _OUT.T]
+  out, n = _matrices(like).out, group(like.shape[1], like.shape[-1])
+  return _mixed(out.T, _every_nth(_padded(grad, n, 0, _axes(like.shape[-1])[1]), n, n))
 
 
 def conv3(x: Array, w: Array) -> Array:
   """Convolution with zero padding to the same size, [B, depth, H, W, in], [3, 3, 3, in, out] -> [B, depth, H, W, out] in x's dtype."""
   bordered = _axes(x.shape[-1])[0] - 1
-  products = [plane.convolve(*pair, bordered) for pair in zip(_images(x), _kernels(w), strict=True)]
-  return _stacked([_combine(row, products) for row in _OUT], x)
+  products = [plane.convolve(*pair, bordered) for pair in zip(_images(x), _kernels(w, x), strict=True)]
+  return _stacked(_mixed_pairs(_matrices(x).out, products), x)
 
 
 def gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
@@ -89,21 +123,19 @@ def gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
 
   As all but what comes from `grad` is as in the forward pass, XLA keeps it from there.
   """
-  channels = x.shape[-1]
-  grads, bordered = _grads(grad, channels), _axes(channels)[1] - 1
-  products = [plane.convolve(g, plane.turned(kernel), bordered) for g, kernel in zip(grads, _kernels(w), strict=True)]
-  before, *taps, behind = (_combine(row, products).reshape(x.shape[0], -1, *x.shape[2:]) for row in _TAPS.T)
-  # The first and the last of six taps belong to the groups on either side.
+  grads, bordered = _grads(grad, x), _axes(x.shape[-1])[1] - 1
+  products = [plane.convolve(g, plane.turned(kernel), bordered) for g, kernel in zip(grads, _kernels(w, x), strict=True)]
+  before, *taps, behind = (tap.reshape(x.shape[0], -1, *x.shape[2:]) for tap in _mixed_pairs(_matrices(x).taps.T, products))
+  # The first and the last of a group's taps belong to the groups on either side.
   taps[0] += jnp.pad(behind[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
-  taps[3] += jnp.pad(before[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
+  taps[-1] += jnp.pad(before[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
   return _stacked(taps, x), _kernel_grad(x, grads)
 
 
 def kernel_grad(x: Array, grad: Array) -> Array:
   """The gradient of w, [3, 3, 3, in, out], of x and the result's."""
-  return _kernel_grad(x, _grads(grad, x.shape[-1]))
+  return _kernel_grad(x, _grads(grad, x))
 
 
 def _kernel_grad(x: Array, grads: Sequence[Array]) -> Array:
-  products = tuple(plane.kernel_grads(_images(x), grads))
-  return jnp.stack([_combine(row, products) for row in _KERNEL.T]).astype(x.dtype)
+  return jnp.tensordot(_matrices(x).kernel.T, plane.kernel_grads(_images(x), grads), 1).astype(x.dtype)
