@@ -24,8 +24,8 @@ _MANY = 64  # channels from which a larger n saves too little of the time for th
 
 
 def group(depth: int, channels: int) -> int:
-  """Returns n for images of so many slices and channels; with few channels, too, a larger one's transforms cost what its products save."""
-  return next((n for n in (7, 8, 6) if depth % n == 0 and plane.WIDE <= channels < _MANY), 4)
+  """Returns n for images of so many slices and channels; with few of either, too, a larger one's transforms cost what its products save."""
+  return next((n for n in (7, 8, 6) if depth % n == 0 and depth > n and plane.WIDE <= channels < _MANY), 4)
 
 
 class _Transform(NamedTuple):
@@ -138,4 +138,5 @@ def kernel_grad(x: Array, grad: Array) -> Array:
 
 
 def _kernel_grad(x: Array, grads: Sequence[Array]) -> Array:
-  return jnp.tensordot(_matrices(x).kernel.T, plane.kernel_grads(_images(x), grads), 1).astype(x.dtype)
+  products = tuple(plane.kernel_grads(_images(x), grads))
+  return jnp.stack(_mixed(_matrices(x).kernel.T, products)).astype(x.dtype)
