@@ -16,9 +16,9 @@ from ssl_jax.ops import plane
 # Each n's points but infinity. Powers of these stay near 1; others round to several times 1e-6 to 1e-5 of the largest value.
 _POINTS = {
   4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2),
-  6: (0, 0.55, -0.55, 1, -1, 1.817, -1.817),
-  7: (0.254, -0.254, 0.723, -0.723, 1.098, -1.098, 2.003, -2.003),
-  8: (0, 0.456, -0.456, 0.846, -0.846, 1.182, -1.182, 2.195, -2.195),
+  6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2),
+  7: (1 / 4, -1 / 4, 3 / 4, -3 / 4, 5 / 4, -5 / 4, 2, -2),
+  8: (0, 3 / 8, -3 / 8, 7 / 8, -7 / 8, 5 / 4, -5 / 4, 9 / 4, -9 / 4),
 }
 _MANY = 64  # channels from which a larger n saves too little of the time for the longer program, whose loading takes longer at each start
 
