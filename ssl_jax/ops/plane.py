@@ -10,7 +10,7 @@ WIDE = 32  # channels from which products of several small matrices at once are 
 
 _TOGETHER = {4: 96, 2: 384}  # columns -> input times output channels up to which so many at once are faster
 _CACHED = 9 << 15  # elements whose shifted copies stay in the cache
-_FEW = 4  # of more than six products so many at a time, or their copies leave the cache
+_FEW = 4  # products at most at a time where they are more than six, or their copies leave the cache
 _COPIED = 64  # channels from which XLA:CPU concatenates by copies, for which a stack has to be written before
 
 
@@ -51,8 +51,9 @@ def kernel_grads(images: Sequence[Array], grads: Sequence[Array]) -> Array:
   """
   n, (batch, *_, channels), out = len(images), images[0].shape, grads[0].shape[-1]
   height, width = (min(images[0].shape[axis], grads[0].shape[axis]) for axis in (1, 2))
-  at_once = 1 if channels < WIDE else n if n <= 6 or channels >= _COPIED else -(-n // -(-n // _FEW))
-  if at_once < n:
+  parts = n if channels < WIDE else 1 if n <= 6 or channels >= _COPIED else -(-n // _FEW)
+  if parts > 1:
+    at_once = -(-n // parts)
     return jnp.concatenate([kernel_grads(images[i : i + at_once], grads[i : i + at_once]) for i in range(0, n, at_once)])
   slices = slices_in_cache(batch, n * height * width * channels, _CACHED)
   if channels >= _COPIED:

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from ssl_jax.ops import plane
 
-# Each n's points but infinity. Powers of these stay near 1; others round to several times 1e-6 to 1e-5 of the largest value.
+# Each n's points but infinity, 0 before pairs of opposites. Their powers stay near 1, as rounding errors grow with these, and so with n.
 _POINTS = {
   4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2),
   6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2),
@@ -52,11 +52,12 @@ def _matrices(like: Array) -> _Transform:
 
 
 def _mixed(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
+  """Returns matrix · arrays."""
   return [_combine(row, arrays) for row in matrix]
 
 
 def _mixed_pairs(matrix: np.ndarray, products: Sequence[Array]) -> list[Array]:
-  """The same of one product a point, by sums and differences of opposite points: half of those factors are 0: a shorter program."""
+  """Returns matrix · products, one of each point, by sums and differences of opposite points: half of their factors are 0."""
   first = 1 - len(products) % 2  # after the point 0; infinity is the last
   pairs = list(zip(products[first:-1:2], products[first + 1 : -1 : 2], strict=True))
   one, other = matrix[:, first:-1:2], matrix[:, first + 1 : -1 : 2]
@@ -96,7 +97,8 @@ def _axes(channels: int) -> tuple[int, int]:
 
 def _images(x: Array) -> list[Array]:
   """TAPS · input, with a border along the first of `_axes`."""
-  taps, n = _matrices(x).taps, group(x.shape[1], x.shape[-1])
+  taps = _matrices(x).taps
+  n = len(taps) - 2
   return _mixed(taps, _every_nth(_padded(x, n, 1, _axes(x.shape[-1])[0]), n, n + 2))
 
 
@@ -107,7 +109,8 @@ def _kernels(w: Array, like: Array) -> list[Array]:
 
 def _grads(grad: Array, like: Array) -> list[Array]:
   """OUTᵀ · gradient, with a border along the second of `_axes`."""
-  out, n = _matrices(like).out, group(like.shape[1], like.shape[-1])
+  out = _matrices(like).out
+  n = len(out)
   return _mixed(out.T, _every_nth(_padded(grad, n, 0, _axes(like.shape[-1])[1]), n, n))
 
 
