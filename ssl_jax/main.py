@@ -13,7 +13,7 @@ import sys
 # No small blocks kept aside by threads: one of them in between, and a step does not fit into what loading its program has freed.
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=68719476736"  # noqa: E501
 
-WORTH_COMPILING_APART = 1000  # steps
+WORTH_COMPILING_APART = 300  # steps
 EXIT_DISK_FULL = 74  # EX_IOERR
 
 
@@ -201,6 +201,7 @@ def compile_apart(cfg: Config, folder: Path) -> None:
   if long and jax.default_backend() == "cpu" and jax.device_count() == 1 and not (folder / "checkpoints").exists():
     command = [sys.executable, "-m", "ssl_jax.main", f"--workdir={folder}", "--mode=compile"]
     plain, nowhere = {**os.environ, "GLIBC_TUNABLES": ""}, subprocess.DEVNULL  # this process says what is wrong
+    print(f"{folder.name}: compiling", file=sys.stderr)
     subprocess.run(command, check=False, env=plain, stdout=nowhere, stderr=nowhere)
 
 
