@@ -1,4 +1,4 @@
-"""Three methods on synthetic atria, at equal steps. Two CPU cores, two to ten minutes, no data needed.
+"""Three methods on synthetic atria, at equal steps. Two CPU cores, two minutes to over ten, no data needed.
 
     make quickstart
 

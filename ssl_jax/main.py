@@ -201,7 +201,7 @@ def compile_apart(cfg: Config, folder: Path) -> None:
   if long and jax.default_backend() == "cpu" and jax.device_count() == 1 and not (folder / "checkpoints").exists():
     command = [sys.executable, "-m", "ssl_jax.main", f"--workdir={folder}", "--mode=compile"]
     plain, nowhere = {**os.environ, "GLIBC_TUNABLES": ""}, subprocess.DEVNULL  # this process says what is wrong
-    print(f"{folder.name}: compiling", file=sys.stderr)
+    print(f"{folder.name}: compiling, unless it is in the cache", file=sys.stderr)
     subprocess.run(command, check=False, env=plain, stdout=nowhere, stderr=nowhere)
 
 
