@@ -43,7 +43,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
   from ssl_jax import compiler
   from ssl_jax.core import sharding
   from ssl_jax.experiment import open_experiment, run_key
-  from ssl_jax.train import compile_step
+  from ssl_jax.train import compile_step, runs_alone, wait_out
 
   cfg = configured(args)
   if cfg.network.remat:
@@ -65,7 +65,10 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
     nonlocal state, compiled, found
     if compiled is None:
       compiled, found = compile_step(experiment, args.phase or cfg.train.phases[-1][0])
+    sent = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch, key))
+    if runs_alone(found):
+      wait_out(metrics, sent)
     return float(metrics["loss"])
 
   def facts() -> common.Row:

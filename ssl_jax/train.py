@@ -18,7 +18,7 @@ from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
 from ssl_jax.experiment import Experiment, record, run_key
 from ssl_jax.report.figures import overlay_pixels
-from ssl_jax.types import InputError, Metrics, TrainState
+from ssl_jax.types import InputError, Metrics, PyTree, TrainState
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the run again
 _LARGE_STEP = 1 << 28  # bytes; smaller ones are so short that waiting costs more
@@ -104,6 +104,25 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
 
 
+def runs_alone(compile_facts: Mapping[str, float]) -> bool:
+  """Whether a step's memory is so large that `wait_out` comes before the next step."""
+  return jax.default_backend() == "cpu" and compile_facts["step_peak_bytes"] > _LARGE_STEP
+
+
+def wait_out(results: PyTree, sent: float) -> None:
+  """Waits until a step is over and its memory free.
+
+  XLA:CPU frees it up to 2 ms after the results are there, and says nothing. A step that begins before takes as much again from the heap,
+  which keeps it.
+
+  Args:
+    results: of the step.
+    sent: `time.perf_counter()` when it was sent.
+  """
+  jax.block_until_ready(results)
+  time.sleep(min(max(0.003, 0.01 * (time.perf_counter() - sent)), 0.02))
+
+
 def _run_phase(
   experiment: Experiment,
   phase: str,
@@ -135,8 +154,7 @@ def _run_phase(
   )
   over_data = sharding.over_data(experiment.mesh)
   key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
-  # XLA:CPU frees a step's memory a moment after its results are there; steps sent ahead begin while it is still held.
-  one_by_one = jax.default_backend() == "cpu" and compile_facts["step_peak_bytes"] > _LARGE_STEP
+  one_by_one = runs_alone(compile_facts)
   pending: list[tuple[Metrics, list[str]]] = []
   since = time.perf_counter()
   for step in range(begin + 1, end + 1):
@@ -146,8 +164,7 @@ def _run_phase(
     with jax.transfer_guard("disallow"):  # a step that talks to the host is a bug
       state, metrics = step_fn(state, batch, key)
     if one_by_one:
-      jax.block_until_ready(metrics)
-      time.sleep(0.01 * (time.perf_counter() - sent))
+      wait_out(metrics, sent)
     pending.append((metrics, _cases(experiment.split, on_host)))
     stops = stop.after(step)
     saves = step % cfg.train.checkpoint_every_steps == 0 or step == end or stops

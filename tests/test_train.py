@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import signal
 import struct
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +136,35 @@ def test_a_large_step_on_a_cpu_is_over_before_the_next_is_sent(tmp_path, monkeyp
   monkeypatch.setattr(train_module, "compile_step", compile_slow_step)
   train(open_experiment(with_train(tiny_config("supervised"), batch_labelled=3, log_every_steps=6, checkpoint_every_steps=6)), tmp_path)
   assert len(ready) == 5 and all(ready) == large
+
+
+_MANY_STEPS = """
+import time
+import jax, jax.numpy as jnp
+from ssl_jax.train import wait_out
+
+@jax.jit
+def step(x):
+  return jax.lax.fori_loop(0, 2, lambda i, held: held + i, jnp.full(16 << 20, x)).sum()
+
+step = step.lower(jnp.float32(0)).compile()
+x, resident = jnp.float32(0), []
+for _ in range(60):
+  sent = time.perf_counter()
+  x = step(0 * x)
+  wait_out(x, sent - 2)  # as after a step of two seconds
+  resident.append(int(open("/proc/self/statm").read().split()[1]) >> 8)
+print(step.memory_analysis().temp_size_in_bytes >> 20, resident[-1] - resident[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is tuned on Linux")
+def test_steps_that_are_waited_out_share_one_block_of_memory():
+  """Without the wait some of so many steps take a second or third block, which the tuned heap keeps."""
+  env = {**os.environ, "GLIBC_TUNABLES": main.MALLOC, "JAX_PLATFORMS": "cpu"}
+  found = subprocess.run([sys.executable, "-c", _MANY_STEPS], env=env, capture_output=True, text=True, check=True).stdout
+  block, growth = map(int, found.split())
+  assert block == 64 and growth < block / 2
 
 
 def test_a_poisoned_batch_stops_with_step_and_term_and_leaves_a_sound_checkpoint(tmp_path, monkeypatch, stand_in_networks):
