@@ -130,6 +130,7 @@ def main() -> None:
   parser.add_argument("--width", type=int)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   args = parser.parse_args()
+  compiler.vectorize_channels()
   cfg = common.configuration(args.config, patch=args.shape, width=args.width, dtype=args.dtype)
   network = Networks(cfg.network, 2).backbone()
   image = jax.random.normal(jax.random.key(0), (args.batch, *cfg.data.patch, 1))

@@ -61,10 +61,12 @@ def main() -> None:
   import torch
 
   from benchmarks.torch_vnet import VNet
+  from ssl_jax import compiler
   from ssl_jax.inference import SlidingWindow, WholeVolume
   from ssl_jax.interop.torch_weights import load_vnet
   from ssl_jax.networks.factory import Networks
 
+  compiler.vectorize_channels()
   cfg = common.configuration(args.config, patch=args.shape, width=args.width)
   patch, stride = cfg.data.patch, cfg.eval.stride
   if args.image:

@@ -46,6 +46,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
   from ssl_jax.train import compile_step, runs_alone, wait_out
 
   cfg = configured(args)
+  compiler.vectorize_channels()
   if cfg.network.remat:
     compiler.order_for_memory()
   experiment = open_experiment(cfg)

@@ -5,7 +5,7 @@ import functools
 import gc
 import os
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata, util
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ Options = dict[str, str | int]
 
 _CHANNELS_LAST: Options = {"xla_gpu_force_conv_nhwc": True}
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+_SHORT_LOOPS_STAY = "--xla_backend_extra_options=-unroll-full-max-count=2"
 _HAS_OPTIONS = metadata.version("jaxlib").startswith("0.10.")  # elsewhere one that is unknown ends XLA
 
 
@@ -21,7 +22,8 @@ def for_convolutions() -> Options | None:
   """Returns the options of a program that runs networks.
 
   By default XLA:CPU hands convolutions to its YNN library, too. The 2D ones that `ops.conv` is made of take up to a third less time
-  without it, and loading a compiled program looks for each call of the library in a list of all instructions.
+  without it, and loading a compiled program looks for each call of the library in a list of all instructions. And it has LLVM prefer
+  vectors of 256 bits where there are wider ones.
 
   By default XLA:GPU turns every 3D image around, to have channels first, for cuDNN's convolution, and its result back. A choice of layout
   in XLA_FLAGS is left as it is.
@@ -30,7 +32,8 @@ def for_convolutions() -> Options | None:
     chosen = "xla_gpu_force_conv" in os.environ.get("XLA_FLAGS", "")
     return _CHANNELS_LAST if not chosen and _convolves_channels_last() else None
   library_calls = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-  return {"xla_cpu_experimental_ynn_fusion_type": library_calls} if _HAS_OPTIONS and jax.default_backend() == "cpu" else None
+  options: Options = {"xla_cpu_experimental_ynn_fusion_type": library_calls, "xla_cpu_prefer_vector_width": 512}
+  return options if _HAS_OPTIONS and jax.default_backend() == "cpu" else None
 
 
 @functools.cache
@@ -61,9 +64,25 @@ def order_for_memory() -> None:
 
   A flag of the process: as an option of one program XLA accepts it and does not heed it.
   """
+  _add_flag(_IN_ORDER)
+
+
+def vectorize_channels() -> None:
+  """Has XLA:CPU compute several channels at once where there are few; before JAX is first used.
+
+  LLVM unrolls a loop over sixteen channels or fewer before it looks for loops to vectorize, and what is left computes value by value. A
+  flag of the process, which a GPU's programs would heed, too; so nothing happens where JAX might find another device than CPUs.
+  """
+  chosen = jax.config.jax_platforms
+  others = metadata.entry_points(group="jax_plugins") or util.find_spec("jax_plugins") or util.find_spec("libtpu")
+  if chosen == "cpu" or not (chosen or others):
+    _add_flag(_SHORT_LOOPS_STAY)
+
+
+def _add_flag(flag: str) -> None:
   flags = os.environ.get("XLA_FLAGS", "")
-  if _HAS_OPTIONS and _IN_ORDER.split("=")[0] not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {_IN_ORDER}".strip()
+  if _HAS_OPTIONS and flag.split("=")[0] not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 @contextlib.contextmanager

@@ -168,11 +168,12 @@ def _parse_flags(argv: list[str]) -> None:
 
 
 def prepare_compiler(*configs: Config) -> None:
-  """Keeps compiled programs in the user's cache, so that the next start of the same run is quick, and heeds `network.remat`.
+  """Sets XLA's flags, and keeps compiled programs in the user's cache, so that the next start of the same run is quick.
 
   Not those of several CPU devices: one loaded from the cache starts its collectives in any order (jaxlib 0.10), and the devices end up
   waiting for each other.
   """
+  compiler.vectorize_channels()
   if any(cfg.network.remat for cfg in configs):
     compiler.order_for_memory()
   if jax.default_backend() == "cpu" and jax.device_count() > 1:

@@ -9,6 +9,7 @@ import tempfile
 
 import pytest
 
+_AS_IN_USE = "--xla_backend_extra_options=-unroll-full-max-count=2"  # `compiler.vectorize_channels`; part of a program's key in the cache
 _CACHE = tempfile.mkdtemp(prefix="ssl_jax_tests_")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
@@ -20,7 +21,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag 
   # Without fusion emitters it compiles in two thirds of the time, in one piece in five sixths of that. The scheduler would start
   # independent collectives of a short step in any order, and pretended devices of one process wait for ever when two disagree.
   quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  os.environ.setdefault("XLA_FLAGS", f"{quick} --xla_cpu_enable_concurrency_optimized_scheduler=false")
+  os.environ.setdefault("XLA_FLAGS", f"{quick} --xla_cpu_enable_concurrency_optimized_scheduler=false {_AS_IN_USE}")
 # Traces are large and live long: at Python's thresholds a seventh of the time of tests goes into looking through them for garbage.
 gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -64,6 +64,22 @@ def test_ordering_for_memory_keeps_other_flags_and_a_choice_already_made(monkeyp
   assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_concurrency_optimized_scheduler=true"
 
 
+@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="a flag of jaxlib 0.10")
+def test_short_loops_stay_where_jax_can_only_find_cpus(monkeypatch):
+  def flags(platforms, plugins=()):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compiler.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(compiler.util, "find_spec", lambda name: None)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    compiler.vectorize_channels()
+    jax.config.update("jax_platforms", before)
+    return os.environ["XLA_FLAGS"]
+
+  assert flags("cpu") == flags("cpu", plugins=["cuda"]) == flags("") == "--xla_backend_extra_options=-unroll-full-max-count=2"
+  assert flags("", plugins=["cuda"]) == flags("cuda,cpu") == ""
+
+
 @pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="an option of jaxlib 0.10")
 def test_convolutions_are_not_library_calls_on_cpus(monkeypatch):
   images, kernel = jnp.ones((4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
