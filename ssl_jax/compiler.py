@@ -73,7 +73,7 @@ def vectorize_channels() -> None:
   LLVM unrolls a loop over sixteen channels or fewer before it looks for loops to vectorize, and what is left computes value by value. A
   flag of the process, which a GPU's programs would heed, too; so nothing happens where JAX might find another device than CPUs.
   """
-  chosen = jax.config.jax_platforms
+  chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
   others = metadata.entry_points(group="jax_plugins") or util.find_spec("jax_plugins") or util.find_spec("libtpu")
   if chosen == "cpu" or not (chosen or others):
     _add_flag(_SHORT_LOOPS_STAY)
