@@ -25,7 +25,11 @@ from ssl_jax.ops.segmentation import ce_dice
 
 MATRIX = 4096
 LAYERS = (blocks.Conv, blocks.Down, blocks.Up, blocks.BatchNorm)
-KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+
+def keys() -> dict[str, jax.Array]:
+  """Drawn when asked for, as a first key starts JAX, which then heeds no more flags."""
+  return {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 
 class Rates(NamedTuple):
@@ -61,7 +65,7 @@ def calls_of(network: nn.Module, image: jax.Array) -> collections.Counter[Call]:
       inside = False
 
   with nn.intercept_methods(listen):
-    jax.eval_shape(functools.partial(network.init, train=True), KEYS, image)
+    jax.eval_shape(functools.partial(network.init, train=True), keys(), image)
   return found
 
 
@@ -83,7 +87,7 @@ def measured(rounds: int, best: Rates, call: Call, count: int) -> tuple[common.R
   """The rows of a layer: forward, gradient."""
   arrays = [jax.random.normal(jax.random.key(i), a.shape, a.dtype) for i, a in enumerate(call.arguments) if hasattr(a, "shape")]
   rest = [a for a in call.arguments if not hasattr(a, "shape")]
-  own = jax.jit(lambda *given: call.module.init(KEYS, *given, *rest, method=call.method))(*arrays)
+  own = jax.jit(lambda *given: call.module.init(keys(), *given, *rest, method=call.method))(*arrays)
   params, stats = own["params"], {key: value for key, value in own.items() if key != "params"}
 
   def forward(params: Any, *given: jax.Array) -> Any:
@@ -110,12 +114,12 @@ def measured(rounds: int, best: Rates, call: Call, count: int) -> tuple[common.R
 
 def whole(rounds: int, network: nn.Module, image: jax.Array) -> tuple[common.Row, common.Row]:
   """The rows of the network: forward with its loss; with the gradient as well."""
-  variables = jax.jit(functools.partial(network.init, train=True))(KEYS, image)
+  variables = jax.jit(functools.partial(network.init, train=True))(keys(), image)
   label = (image[..., 0] > 0).astype(jnp.int32)
 
   def loss(params: Any) -> jax.Array:
     given = {**variables, "params": params}
-    out, _ = network.apply(given, image, train=True, mutable=["batch_stats"], rngs={"dropout": KEYS["dropout"]})
+    out, _ = network.apply(given, image, train=True, mutable=["batch_stats"], rngs={"dropout": keys()["dropout"]})
     return ce_dice(out.logits, label)
 
   of = functools.partial(timed, rounds, "network")

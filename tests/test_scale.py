@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import os
+import subprocess
+import sys
 from importlib import metadata
 
 import jax
@@ -78,6 +80,16 @@ def test_short_loops_stay_where_jax_can_only_find_cpus(monkeypatch):
 
   assert flags("cpu") == flags("cpu", plugins=["cuda"]) == flags("") == "--xla_backend_extra_options=-unroll-full-max-count=2"
   assert flags("", plugins=["cuda"]) == flags("cuda,cpu") == ""
+
+
+@pytest.mark.parametrize(
+  "module", ["ssl_jax.main", "ssl_jax.sweep", "benchmarks.layers", "benchmarks.step_time", "benchmarks.sliding_window"]
+)
+def test_importing_a_command_does_not_start_jax_which_would_heed_no_more_flags(module):
+  """A started JAX refuses another number of devices."""
+  script = f"import {module}, jax; jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count() == 3"
+  ran = subprocess.run([sys.executable, "-c", script], env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="an option of jaxlib 0.10")
