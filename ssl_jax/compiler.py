@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import gc
+import hashlib
 import os
 from collections.abc import Iterator
 from importlib import metadata, util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,32 @@ def _add_flag(flag: str) -> None:
   flags = os.environ.get("XLA_FLAGS", "")
   if _HAS_OPTIONS and flag.split("=")[0] not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def record_of(*what: object) -> Path | None:
+  """Names a file in JAX's cache that stands for a compiled program in it.
+
+  JAX itself finds a program by its trace alone, and compiles what it does not find. It still does where a record is wrong, as when someone
+  deletes the program and not the record, so a record may save work and not choose a program.
+
+  Args:
+    what: by its `repr` tells the program from others of the same source code, versions and flags.
+
+  Returns: the file, or `None` where no programs are kept.
+  """
+  folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if not folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+    return None
+  digest = hashlib.sha256(_installation())
+  digest.update(repr((what, os.environ.get("XLA_FLAGS"), jax.devices())).encode())
+  return Path(folder) / "ssl_jax" / digest.hexdigest()
+
+
+@functools.cache
+def _installation() -> bytes:
+  versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax")]
+  files = sorted(Path(__file__).parent.rglob("*.py"))
+  return "".join(versions).encode() + b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
 
 
 @contextlib.contextmanager

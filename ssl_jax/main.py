@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 # Huge pages, and one heap that keeps what a step frees: gigabytes handed back to the system would be cleared anew for the next step.
-# No small blocks kept aside by threads: one of them in between, and a step does not fit into what loading its program has freed.
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=68719476736"  # noqa: E501
+# No small blocks kept aside: one of them in between, and a step does not fit into what loading its program has freed.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.trim_threshold=68719476736"  # noqa: E501
 
 WORTH_COMPILING_APART = 300  # steps
 EXIT_DISK_FULL = 74  # EX_IOERR
@@ -44,7 +44,7 @@ from ssl_jax.export.write import write_model
 from ssl_jax.predict import predict
 from ssl_jax.report.figures import contact_sheet
 from ssl_jax.report.tables import markdown_table
-from ssl_jax.train import TrainingDiverged, compile_step, train
+from ssl_jax.train import TrainingDiverged, compile_step, is_compiled, train
 from ssl_jax.types import Config, InputError, write_whole
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; override its keys with --config.a.b=value.")
@@ -85,7 +85,7 @@ def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
     if mode == "train":  # all runs of a folder share their synthetic images
       ready = with_synthetic(experiment, folder.parent / "synthetic", contact_sheet)
       record(ready, folder)
-      compile_apart(ready.cfg, folder)
+      compile_apart(ready, folder)
       state = train(ready, folder)
     if state is None or experiment.select != "last":
       state = restore(experiment, folder)
@@ -188,21 +188,24 @@ def _name(config_file: str) -> str:
   return "_".join([Path(file).stem, *re.findall(r"\w+", choice)])
 
 
-def compile_apart(cfg: Config, folder: Path) -> None:
+def compile_apart(experiment: Experiment, folder: Path) -> None:
   """On CPU, compiles a long run's programs in a child process, from whose cache this one loads them.
 
   LLVM leaves malloc's heap in tatters: a process that has compiled takes up to half longer for every step than one that has not. And
   its threads wait for each other at the one heap of `MALLOC`: the child, with malloc as it is, takes two thirds of the time.
 
   Args:
-    cfg: of one run.
+    experiment: of one run. Where all of its programs are in the cache, nothing happens.
     folder: where its configuration is recorded. A run that is resumed finds its programs in the cache.
   """
-  long = sum(steps for _, steps in cfg.train.phases) >= WORTH_COMPILING_APART
-  if long and jax.default_backend() == "cpu" and jax.device_count() == 1 and not (folder / "checkpoints").exists():
+  long = experiment.num_steps >= WORTH_COMPILING_APART
+  alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+  if not (long and alone) or (folder / "checkpoints").exists():
+    return
+  if not all(is_compiled(experiment, phase) for phase, _ in experiment.cfg.train.phases):
     command = [sys.executable, "-m", "ssl_jax.main", f"--workdir={folder}", "--mode=compile"]
     plain, nowhere = {**os.environ, "GLIBC_TUNABLES": ""}, subprocess.DEVNULL  # this process says what is wrong
-    print(f"{folder.name}: compiling, unless it is in the cache", file=sys.stderr)
+    print(f"{folder.name}: compiling", file=sys.stderr)
     subprocess.run(command, check=False, env=plain, stdout=nowhere, stderr=nowhere)
 
 

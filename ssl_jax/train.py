@@ -1,6 +1,7 @@
 """The training loop. It knows phases, steps and metrics; what a step does is the method's affair."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from ssl_jax import compiler, data
-from ssl_jax.core import sharding
+from ssl_jax.core import heap, sharding
 from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.distributed import StopNotice, Watchdog
 from ssl_jax.core.writer import Writer
@@ -73,11 +74,23 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
   return experiment.first_state(), 0
 
 
+def is_compiled(experiment: Experiment, phase: str) -> bool:
+  """Whether `compile_step` has compiled this step before and JAX keeps the program, as far as can be known without tracing."""
+  record = _record(experiment, phase)
+  return record is not None and record.exists()
+
+
+def _record(experiment: Experiment, phase: str) -> Path | None:
+  shapes = jax.tree_util.tree_leaves_with_path((experiment.abstract_state, experiment.batch_spec))
+  return compiler.record_of(phase, dataclasses.replace(experiment.cfg, seed=0), shapes)
+
+
 def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:
   """Compiles one phase's step ahead of time, with donated state and sharded batch.
 
   Returns:
-    The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`.
+    The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes", "step_block_bytes"}`; the block is what a step
+    takes beside its arguments and results.
   """
   replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
   state = experiment.state_sharding
@@ -95,13 +108,18 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   except ValueError as error:  # options that only a step can judge, such as an unknown loss term
     raise InputError(str(error)) from error
   compiled = lowered.compile()
+  if (record := _record(experiment, phase)) and not record.exists():
+    with contextlib.suppress(OSError):  # as in a cache that others fill
+      record.parent.mkdir(parents=True, exist_ok=True)
+      record.touch()
   memory = compiled.memory_analysis()
   peak = (
     memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     if memory
     else math.nan
   )
-  return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
+  block = memory.temp_size_in_bytes if memory else math.nan
+  return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak), "step_block_bytes": float(block)}
 
 
 def runs_alone(compile_facts: Mapping[str, float]) -> bool:
@@ -154,7 +172,8 @@ def _run_phase(
   )
   over_data = sharding.over_data(experiment.mesh)
   key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
-  one_by_one = runs_alone(compile_facts)
+  if one_by_one := runs_alone(compile_facts):
+    heap.make_room(int(compile_facts["step_block_bytes"]))
   pending: list[tuple[Metrics, list[str]]] = []
   since = time.perf_counter()
   for step in range(begin + 1, end + 1):

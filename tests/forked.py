@@ -23,7 +23,7 @@ def run(job):
   jax.config.update("jax_num_cpu_devices", job.get("devices", 1))
   if job.get("stand_ins"):
     stand_ins.use()
-    main.compile_apart = lambda cfg, folder: None  # a child would compile whole networks
+    main.compile_apart = lambda experiment, folder: None  # a child would compile whole networks
   if stop_after := job.get("stop_after"):
     train.StopNotice.after = lambda _, step: step == stop_after
   sys.argv = ["ssl_jax.main", *job["argv"]]  # where flags of a configuration look for overrides

@@ -1,5 +1,6 @@
 """The loop, end to end on phantoms: resume, devices, guards, errors a user meets."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,11 +18,11 @@ from tensorboardX.proto import event_pb2
 from ssl_jax import experiment as experiment_module
 from ssl_jax import main
 from ssl_jax import train as train_module
-from ssl_jax.config import to_json
+from ssl_jax.config import from_json, to_json
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import open_experiment, restore
 from ssl_jax.report import __main__ as report
-from ssl_jax.train import TrainingDiverged, compile_step, train
+from ssl_jax.train import TrainingDiverged, compile_step, is_compiled, train
 from ssl_jax.types import Config, InputError
 from tests.helpers import Forked, command, forked, tiny_config, with_train, write_config
 from tests.methods.common import small_networks
@@ -39,6 +40,16 @@ def lines(workdir):
 def stand_in_networks(monkeypatch):
   """Networks that compile in a second; whole ones take part where a test does not ask for these."""
   monkeypatch.setattr(experiment_module, "Networks", lambda cfg, num_classes: small_networks())
+
+
+@contextlib.contextmanager
+def keeping_programs(folder):
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+  try:
+    yield
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def events(folder):
@@ -139,8 +150,9 @@ def test_a_large_step_on_a_cpu_is_over_before_the_next_is_sent(tmp_path, monkeyp
 
 
 _MANY_STEPS = """
-import time
-import jax, jax.numpy as jnp
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+from ssl_jax.core.heap import make_room
 from ssl_jax.train import wait_out
 
 @jax.jit
@@ -148,21 +160,27 @@ def step(x):
   return jax.lax.fori_loop(0, 2, lambda i, held: held + i, jnp.full(16 << 20, x)).sum()
 
 step = step.lower(jnp.float32(0)).compile()
-x, resident = jnp.float32(0), []
+block, read = step.memory_analysis().temp_size_in_bytes, int(sys.argv[1])
+if read:
+  make_room(block)
+x, scans, resident = jnp.float32(0), [], []
 for _ in range(60):
   sent = time.perf_counter()
   x = step(0 * x)
+  scans.append(np.ones(read << 16))  # above the block
   wait_out(x, sent - 2)  # as after a step of two seconds
   resident.append(int(open("/proc/self/statm").read().split()[1]) >> 8)
-print(step.memory_analysis().temp_size_in_bytes >> 20, resident[-1] - resident[0])
+  scans.append(np.ones(read << 16))  # where the block was
+print(block >> 20, max(now - resident[0] - i * read for i, now in enumerate(resident)))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is tuned on Linux")
-def test_steps_that_are_waited_out_share_one_block_of_memory():
-  """Without the wait some of so many steps take a second or third block, which the tuned heap keeps."""
+@pytest.mark.parametrize("read", [0, 2], ids=["alone", "scans_are_read"])
+def test_steps_that_are_waited_out_share_one_block_of_memory(read):
+  """Without the wait some of so many steps take a second or third block, without `make_room` the step after the first scan does."""
   env = {**os.environ, "GLIBC_TUNABLES": main.MALLOC, "JAX_PLATFORMS": "cpu"}
-  found = subprocess.run([sys.executable, "-c", _MANY_STEPS], env=env, capture_output=True, text=True, check=True).stdout
+  found = subprocess.run([sys.executable, "-c", _MANY_STEPS, str(read)], env=env, capture_output=True, text=True, check=True).stdout
   block, growth = map(int, found.split())
   assert block == 64 and growth < block / 2
 
@@ -277,16 +295,40 @@ def test_compiling_leaves_the_program_in_the_cache_and_trains_nothing(tmp_path):
   assert list(cache.glob("jit_step-*")) and not workdir.exists()
 
 
-def test_a_long_run_compiles_apart_until_it_has_begun(tmp_path, monkeypatch):
+def test_a_long_run_compiles_apart_until_it_has_begun(tmp_path, monkeypatch, stand_in_networks):
   begun, calls = tmp_path / "begun", []
   (begun / "checkpoints").mkdir(parents=True)
-  long = with_train(tiny_config("supervised"), phases=(("train", 1000),))
+  short = open_experiment(with_train(tiny_config("supervised"), batch_labelled=3))
+  long = open_experiment(with_train(tiny_config("supervised"), batch_labelled=3, phases=(("train", 1000),)))
   monkeypatch.setattr(main.subprocess, "run", lambda command, env, **_: calls.append((command[-2:], env["GLIBC_TUNABLES"])))
   main.compile_apart(long, tmp_path)  # on eight devices, whose programs are not kept
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  for cfg, folder in ((tiny_config("supervised"), tmp_path), (long, begun), (long, tmp_path)):
-    main.compile_apart(cfg, folder)
+  for experiment, folder in ((short, tmp_path), (long, begun), (long, tmp_path)):
+    main.compile_apart(experiment, folder)
   assert calls == [([f"--workdir={tmp_path}", "--mode=compile"], "")]
+
+
+def test_a_program_is_known_once_it_is_compiled(tmp_path, monkeypatch, stand_in_networks):
+  cfg = with_train(tiny_config("supervised"), batch_labelled=3, phases=(("train", 1000),))
+  experiment, calls = open_experiment(cfg), []
+  monkeypatch.setattr(main.subprocess, "run", lambda *_, **__: calls.append(1))
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  (tmp_path / "config.json").write_text(to_json(dataclasses.replace(cfg, seed=cfg.seed + 1)))
+  with keeping_programs(tmp_path / "cache"):
+    assert not is_compiled(experiment, "train")
+    compile_step(experiment, "train")
+    again = open_experiment(from_json(tmp_path / "config.json"))
+    other = open_experiment(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=0.5)))
+    assert is_compiled(again, "train") and not is_compiled(other, "train") and not is_compiled(experiment, "another")
+    main.compile_apart(again, tmp_path)
+    assert not calls
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert not is_compiled(again, "train")
+    main.compile_apart(again, tmp_path)
+    assert calls
+  with keeping_programs(None):
+    compile_step(experiment, "train")
+    assert not is_compiled(experiment, "train")
 
 
 def test_programs_of_several_cpu_devices_are_not_kept():

@@ -1,0 +1,35 @@
+"""Order in malloc's heap, where XLA:CPU takes a step's memory in one block and gives it back after the step."""
+
+import ctypes
+import math
+import os
+import sys
+
+_ROOM_BYTES = 8 << 30  # as much as decoded scans take
+_MOST_ROOMS = 16  # each touches a page, which may be of 2 MiB
+_PIN_BYTES = 1 << 16
+_MARGIN_BYTES = 1 << 20
+
+
+def make_room(block_bytes: int) -> None:
+  """Sees to it that every step of a run finds the block that the step before has left, in a heap that keeps what is freed.
+
+  malloc serves a request from the smallest free chunk that holds it, so between two steps it carves the next scan out of the block. The
+  step after no longer fits there and takes as much again. So this leaves smaller chunks for the scans: address space, as nothing touches
+  them before they are used.
+
+  Args:
+    block_bytes: what the step takes. Nothing happens where malloc does not keep everything in one heap, as `main.MALLOC` has it.
+  """
+  if sys.platform != "linux" or "mmap_max=0" not in os.environ.get("GLIBC_TUNABLES", ""):
+    return
+  libc = ctypes.CDLL(None)
+  libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+  libc.realloc.argtypes, libc.realloc.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p
+  libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+  block = libc.malloc(block_bytes + _MARGIN_BYTES)  # first, so that address space that is short goes to it
+  room_bytes = max(block_bytes // 2, _MARGIN_BYTES)
+  rooms = [libc.malloc(_PIN_BYTES + room_bytes) for _ in range(min(_MOST_ROOMS, math.ceil(_ROOM_BYTES / room_bytes)))]
+  for room in filter(None, rooms):
+    libc.realloc(room, _PIN_BYTES)  # in place; what stays keeps its neighbours from becoming one chunk
+  libc.free(block)
