@@ -163,15 +163,16 @@ step = step.lower(jnp.float32(0)).compile()
 block, read = step.memory_analysis().temp_size_in_bytes, int(sys.argv[1])
 if read:
   make_room(block)
-x, scans, resident = jnp.float32(0), [], []
+x, scans, small, resident = jnp.float32(0), [], [], []
 for _ in range(60):
   sent = time.perf_counter()
   x = step(0 * x)
   scans.append(np.ones(read << 16))  # above the block
+  small.append([bytes(size) for size in range(520, 2000 * read, 8)])
   wait_out(x, sent - 2)  # as after a step of two seconds
   resident.append(int(open("/proc/self/statm").read().split()[1]) >> 8)
   scans.append(np.ones(read << 16))  # where the block was
-print(block >> 20, max(now - resident[0] - i * read for i, now in enumerate(resident)))
+print(block >> 20, max(now - resident[0] - i * read * 1.5 for i, now in enumerate(resident)))
 """
 
 

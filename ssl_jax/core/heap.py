@@ -1,22 +1,21 @@
 """Order in malloc's heap, where XLA:CPU takes a step's memory in one block and gives it back after the step."""
 
 import ctypes
-import math
 import os
 import sys
 
-_ROOM_BYTES = 8 << 30  # as much as decoded scans take
-_MOST_ROOMS = 16  # each touches a page, which may be of 2 MiB
-_PIN_BYTES = 1 << 16
-_MARGIN_BYTES = 1 << 20
+_ALL_ROOMS = 8 << 30  # bytes; as much as decoded scans take
+_LARGEST_ROOM = 1 << 29
+_MOST_ROOMS = 32  # each touches a page, which may be of 2 MiB
+_PIN = 1 << 16
 
 
 def make_room(block_bytes: int) -> None:
   """Sees to it that every step of a run finds the block that the step before has left, in a heap that keeps what is freed.
 
   malloc serves a request from the smallest free chunk that holds it, so between two steps it carves the next scan out of the block. The
-  step after no longer fits there and takes as much again. So this leaves smaller chunks for the scans: address space, as nothing touches
-  them before they are used.
+  step after no longer fits there and takes as much again. So this leaves smaller chunks for the scans, and behind the block one larger than
+  these, since XLA asks for some bytes more than it keeps and they would be gone. All that is address space: nothing touches it unused.
 
   Args:
     block_bytes: what the step takes. Nothing happens where malloc does not keep everything in one heap, as `main.MALLOC` has it.
@@ -27,9 +26,9 @@ def make_room(block_bytes: int) -> None:
   libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
   libc.realloc.argtypes, libc.realloc.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p
   libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-  block = libc.malloc(block_bytes + _MARGIN_BYTES)  # first, so that address space that is short goes to it
-  room_bytes = max(block_bytes // 2, _MARGIN_BYTES)
-  rooms = [libc.malloc(_PIN_BYTES + room_bytes) for _ in range(min(_MOST_ROOMS, math.ceil(_ROOM_BYTES / room_bytes)))]
+  room_bytes = min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
+  block = libc.malloc(block_bytes + room_bytes + room_bytes // 4)  # first, so that address space that is short goes to it
+  rooms = [libc.malloc(_PIN + room_bytes) for _ in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
   for room in filter(None, rooms):
-    libc.realloc(room, _PIN_BYTES)  # in place; what stays keeps its neighbours from becoming one chunk
+    libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
   libc.free(block)
