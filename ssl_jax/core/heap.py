@@ -9,6 +9,8 @@ _LARGEST_ROOM = 1 << 29
 _MOST_ROOMS = 32  # each touches a page, which may be of 2 MiB
 _PIN = 1 << 16
 
+_largest_block = 0  # bytes, for which the heap of this process has been arranged
+
 
 def make_room(block_bytes: int) -> None:
   """Sees to it that every step of a run finds the block that the step before has left, in a heap that keeps what is freed.
@@ -18,16 +20,20 @@ def make_room(block_bytes: int) -> None:
   these, since XLA asks for some bytes more than it keeps and they would be gone. All that is address space: nothing touches it unused.
 
   Args:
-    block_bytes: what the step takes. Nothing happens where malloc does not keep everything in one heap, as `main.MALLOC` has it.
+    block_bytes: what a step takes. A later phase's that is up to half larger goes to the same place. Nothing happens where malloc does not
+      keep everything in one heap, as `main.MALLOC` has it.
   """
-  if sys.platform != "linux" or "mmap_max=0" not in os.environ.get("GLIBC_TUNABLES", ""):
+  global _largest_block
+  kept = sys.platform == "linux" and "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
+  if not kept or block_bytes <= _largest_block:
     return
+  _largest_block = block_bytes + block_bytes // 2
   libc = ctypes.CDLL(None)
   libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
   libc.realloc.argtypes, libc.realloc.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p
   libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
   room_bytes = min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
-  block = libc.malloc(block_bytes + room_bytes + room_bytes // 4)  # first, so that address space that is short goes to it
+  block = libc.malloc(_largest_block + room_bytes + room_bytes // 4)  # first, so that address space that is short goes to it
   rooms = [libc.malloc(_PIN + room_bytes) for _ in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
   for room in filter(None, rooms):
     libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
