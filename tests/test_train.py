@@ -182,7 +182,7 @@ def test_steps_that_are_waited_out_share_one_block_of_memory(read):
   """Without the wait some of so many steps take a second or third block, without `make_room` the step after the first scan does."""
   env = {**os.environ, "GLIBC_TUNABLES": main.MALLOC, "JAX_PLATFORMS": "cpu"}
   found = subprocess.run([sys.executable, "-c", _MANY_STEPS, str(read)], env=env, capture_output=True, text=True, check=True).stdout
-  block, growth = map(int, found.split())
+  block, growth = map(float, found.split())
   assert block == 64 and growth < block / 2
 
 
