@@ -108,6 +108,7 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   except ValueError as error:  # options that only a step can judge, such as an unknown loss term
     raise InputError(str(error)) from error
   compiled = lowered.compile()
+  heap.trim()
   if (record := _record(experiment, phase)) and not record.exists():
     with contextlib.suppress(OSError):  # as in a cache that others fill
       record.parent.mkdir(parents=True, exist_ok=True)

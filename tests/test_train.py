@@ -186,6 +186,35 @@ def test_steps_that_are_waited_out_share_one_block_of_memory(read):
   assert block == 64 and growth < block / 2
 
 
+_HELD = """
+import ctypes, sys
+from ssl_jax.core.heap import trim
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) >> 8
+before, blocks = resident(), [libc.malloc(1 << 16) for _ in range(4096)]
+for block in blocks:
+  ctypes.memset(ctypes.c_void_p(block), 1, 1 << 16)
+pin = libc.malloc(1 << 16)  # above what is freed
+for block in blocks:
+  libc.free(block)
+held = resident() - before
+trim()
+print(held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is glibc's on Linux")
+@pytest.mark.parametrize("malloc", ["", main.MALLOC], ids=["default", "tuned"])
+def test_what_a_compilation_leaves_goes_back_unless_the_heap_is_to_keep_it(malloc):
+  env = {**os.environ, "GLIBC_TUNABLES": malloc}
+  found = subprocess.run([sys.executable, "-c", _HELD], env=env, capture_output=True, text=True, check=True).stdout
+  held, kept = map(int, found.split())
+  assert held > 200
+  assert kept > 200 if malloc else kept < 50
+
+
 def test_a_poisoned_batch_stops_with_step_and_term_and_leaves_a_sound_checkpoint(tmp_path, monkeypatch, stand_in_networks):
   experiment = open_experiment(with_train(tiny_config("supervised"), log_every_steps=6, batch_labelled=3))
   to_devices, calls = train_module.sharding.to_devices, []

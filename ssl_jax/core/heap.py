@@ -1,5 +1,6 @@
 """Order in malloc's heap, where XLA:CPU takes a step's memory in one block and gives it back after the step."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -12,6 +13,18 @@ _PIN = 1 << 16
 _largest_block = 0  # bytes, for which the heap of this process has been arranged
 
 
+def keeps_what_is_freed() -> bool:
+  """Whether this process has one heap that keeps what is freed, as `main.MALLOC` has it."""
+  return "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
+
+
+def trim() -> None:
+  """Hands what a compilation leaves in glibc's heap back to the system, unless the heap shall keep what is freed."""
+  if sys.platform == "linux" and not keeps_what_is_freed():
+    with contextlib.suppress(AttributeError):  # another C library
+      ctypes.CDLL(None).malloc_trim(0)
+
+
 def make_room(block_bytes: int) -> None:
   """Sees to it that every step of a run finds the block that the step before has left, in a heap that keeps what is freed.
 
@@ -20,12 +33,11 @@ def make_room(block_bytes: int) -> None:
   these, since XLA asks for some bytes more than it keeps and they would be gone. All that is address space: nothing touches it unused.
 
   Args:
-    block_bytes: what a step takes. A later phase's that is up to half larger goes to the same place. Nothing happens where malloc does not
-      keep everything in one heap, as `main.MALLOC` has it.
+    block_bytes: what a step takes. A later phase's that is up to half larger goes to the same place. Nothing happens where the
+      heap does not keep what is freed.
   """
   global _largest_block
-  kept = sys.platform == "linux" and "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
-  if not kept or block_bytes <= _largest_block:
+  if sys.platform != "linux" or not keeps_what_is_freed() or block_bytes <= _largest_block:
     return
   _largest_block = block_bytes + block_bytes // 2
   libc = ctypes.CDLL(None)
