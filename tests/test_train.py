@@ -44,12 +44,15 @@ def stand_in_networks(monkeypatch):
 
 @contextlib.contextmanager
 def keeping_programs(folder):
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+  wanted = {"jax_compilation_cache_dir": folder and str(folder), "jax_enable_compilation_cache": True}
+  before = {name: getattr(jax.config, name) for name in wanted}
   try:
+    for name, value in wanted.items():
+      jax.config.update(name, value)
     yield
   finally:
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+      jax.config.update(name, value)
 
 
 def events(folder):
