@@ -46,7 +46,9 @@ def make_room(block_bytes: int) -> None:
   libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
   room_bytes = min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
   block = libc.malloc(_largest_block + room_bytes + room_bytes // 4)  # first, so that address space that is short goes to it
-  rooms = [libc.malloc(_PIN + room_bytes) for _ in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
+  # No two alike, so that what a step needs for a moment always comes from the smallest: memory that is touched, and in the cache.
+  sizes = [room_bytes + i * _PIN for i in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
+  rooms = [libc.malloc(_PIN + size) for size in sizes]
   for room in filter(None, rooms):
     libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
   libc.free(block)
