@@ -96,10 +96,10 @@ def record_of(*what: object) -> Path | None:
   Args:
     what: by its `repr` tells the program from others of the same source code, versions and flags.
 
-  Returns: the file, or `None` where no programs are kept.
+  Returns: the file, or `None` where no programs are kept, or not in a folder of this machine.
   """
   folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-  if not folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+  if not folder or "://" in folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
     return None
   digest = hashlib.sha256(_installation())
   digest.update(repr((what, os.environ.get("XLA_FLAGS"), jax.devices())).encode())

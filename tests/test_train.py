@@ -18,6 +18,7 @@ from tensorboardX.proto import event_pb2
 from ssl_jax import experiment as experiment_module
 from ssl_jax import main
 from ssl_jax import train as train_module
+from ssl_jax.compiler import record_of
 from ssl_jax.config import from_json, to_json
 from ssl_jax.evaluate import evaluate, write_results
 from ssl_jax.experiment import open_experiment, restore
@@ -359,9 +360,9 @@ def test_a_program_is_known_once_it_is_compiled(tmp_path, monkeypatch, stand_in_
     assert not is_compiled(again, "train")
     main.compile_apart(again, tmp_path)
     assert calls
-  with keeping_programs(None):
-    compile_step(experiment, "train")
-    assert not is_compiled(experiment, "train")
+  for elsewhere in (None, "gs://bucket/cache"):
+    with keeping_programs(elsewhere):
+      assert record_of("train") is None and not is_compiled(experiment, "train")
 
 
 def test_programs_of_several_cpu_devices_are_not_kept():
