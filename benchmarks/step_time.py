@@ -41,7 +41,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
   import jax
 
   from ssl_jax import compiler
-  from ssl_jax.core import heap, sharding
+  from ssl_jax.core import sharding
   from ssl_jax.experiment import open_experiment, run_key
   from ssl_jax.train import compile_step, runs_alone, wait_out
 
@@ -66,8 +66,6 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
     nonlocal state, compiled, found
     if compiled is None:
       compiled, found = compile_step(experiment, args.phase or cfg.train.phases[-1][0])
-      if runs_alone(found):
-        heap.make_room(int(found["step_block_bytes"]))
     sent = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch, key))
     if runs_alone(found):

@@ -89,8 +89,7 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   """Compiles one phase's step ahead of time, with donated state and sharded batch.
 
   Returns:
-    The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes", "step_block_bytes"}`; the block is what a step
-    takes beside its arguments and results.
+    The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`. The heap has room for it, see `core.heap`.
   """
   replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
   state = experiment.state_sharding
@@ -119,8 +118,10 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
     if memory
     else math.nan
   )
-  block = memory.temp_size_in_bytes if memory else math.nan
-  return compiled, {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak), "step_block_bytes": float(block)}
+  facts = {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
+  if memory and runs_alone(facts):
+    heap.make_room(memory.temp_size_in_bytes)
+  return compiled, facts
 
 
 def runs_alone(compile_facts: Mapping[str, float]) -> bool:
@@ -173,8 +174,7 @@ def _run_phase(
   )
   over_data = sharding.over_data(experiment.mesh)
   key = jax.jit(lambda: run_key(cfg), out_shardings=sharding.replicated(experiment.mesh))()
-  if one_by_one := runs_alone(compile_facts):
-    heap.make_room(int(compile_facts["step_block_bytes"]))
+  one_by_one = runs_alone(compile_facts)
   pending: list[tuple[Metrics, list[str]]] = []
   since = time.perf_counter()
   for step in range(begin + 1, end + 1):

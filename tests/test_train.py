@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +190,11 @@ def test_steps_that_are_waited_out_share_one_block_of_memory(read):
   found = subprocess.run([sys.executable, "-c", _MANY_STEPS, str(read)], env=env, capture_output=True, text=True, check=True).stdout
   block, growth = map(float, found.split())
   assert block == 64 and growth < block / 2
+
+
+def test_make_tunes_malloc_as_the_command_line_does():
+  exported = re.search(r"GLIBC_TUNABLES \?= (.*)", (Path(main.__file__).parents[1] / "Makefile").read_text())[1]
+  assert set(exported.split(":")) == set(main.MALLOC.split(":"))
 
 
 _HELD = """
