@@ -263,12 +263,13 @@ def plain_batch_norm(x, scale, bias, relu, leak=0.0):
 
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize(("relu", "leak"), [(False, 0.0), (True, 0.0), (True, 0.2)])
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7, 3), (4, 9, 8, 4), (2, 8, 6, 7, 3), (4, 12, 8, 4)])
-def test_batch_norm(shape, relu, leak, views):
+def test_batch_norm(shape, pairs, relu, leak, views):
   """Against the definition, every view a batch of its own."""
   x = normal(0, *shape, mean=1.0, deviation=2.0)
   scale, bias = normal(1, shape[-1], mean=1.0, deviation=0.3), normal(2, shape[-1], deviation=0.3)
-  ours = lambda *a: norm.batch_norm(*a, relu, views, leak)
+  ours = lambda *a: norm.batch_norm(*a, relu, views, leak, pairs)
   y, mean, var = jax.jit(ours)(x, scale, bias)
   parts, axes = np.split(np.float64(x), views), tuple(range(len(shape) - 1))
   np.testing.assert_allclose(mean, [part.mean(axes) for part in parts], rtol=1e-5, atol=1e-5)
@@ -280,6 +281,36 @@ def test_batch_norm(shape, relu, leak, views):
   gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(weight * f(*a) ** 2), (0, 1, 2)))(x, scale, bias)
   for found, expected in zip(gradient(lambda *a: ours(*a)[0]), gradient(plain), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def compiled(f, *args):
+  """The program of a function's gradient."""
+  if jax.default_backend() != "cpu":
+    pytest.skip("what XLA:CPU keeps")
+  return jax.jit(jax.grad(f, tuple(range(len(args))))).lower(*args).compile()
+
+
+def test_sums_over_pairs_keep_no_copy_of_an_upsampled_image():
+  x, up, w = normal(0, 1, 16, 16, 16, 8), normal(1, 2, 2, 2, 8, 16), normal(2, 3, 3, 3, 16, 16)
+
+  def level(pairs):
+    normed = lambda x, up: norm.batch_norm(conv.conv_up2(x, up), jnp.ones(16), jnp.zeros(16), True, pairs=pairs)[0]
+    return lambda x, up, w: jnp.sum(conv.conv3(normed(x, up), w) ** 2)
+
+  one, two = (compiled(level(pairs), x, up, w).memory_analysis().temp_size_in_bytes for pairs in (True, False))
+  assert one < two - 0.8 * 4 * 16 * 32**3
+
+
+def test_a_large_image_is_put_into_blocks_again_for_its_gradient(monkeypatch):
+  x, w = normal(0, 2, 6, 4, 4, 3), normal(1, 2, 2, 2, 3, 5)
+  loss = lambda x, w: jnp.sum(conv.conv_down2(jnp.tanh(x), w) ** 2)
+  times = lambda: compiled(loss, x, w).as_text().count("dimensions={0,1,3,5,2,4,6,7}")  # space to depth
+  gradient, before = jax.grad(loss, (0, 1))(x, w), times()
+  monkeypatch.setattr(conv, "_LARGE", 1)
+  jax.clear_caches()
+  assert times() == before + 1
+  for found, expected in zip(jax.grad(loss, (0, 1))(x, w), gradient, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_batch_norm_of_a_constant_channel_is_the_bias():

@@ -225,3 +225,17 @@ def test_attention_drops_weights_at_its_rate():
     out = attend(rate)[..., 0]
     assert abs(out.mean() - 1) < 0.03 and abs(out.std() / math.sqrt(rate / (1 - rate) / 64) - 1) < 0.1
   np.testing.assert_array_equal(attend(0.5, deterministic=True), nn.dot_product_attention(ones, ones, ones))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_attention_of_one_sample_after_the_other_is_that_of_all(deterministic, monkeypatch):
+  arrays = tuple(np.random.default_rng(i).normal(size=(3, 8, 2, 4)).astype(np.float32) for i in range(3))
+
+  def attend(arrays):
+    out = attention.attend(*arrays, jax.random.key(0), 0.5, deterministic)
+    return jnp.sum(jnp.sin(out)), out
+
+  run = lambda: jax.value_and_grad(attend, has_aux=True)(arrays)
+  expected = run()
+  monkeypatch.setattr(attention, "_LARGE", 1)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), run(), expected)

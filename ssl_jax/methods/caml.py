@@ -10,7 +10,7 @@ A memory bank holds features of labelled voxels that both got right.
 | L_s: Dice of both | `ops.segmentation.dice_batch` |
 | l_c: sharpened consistency [C], cross pseudo supervision [P] | `ops.consistency` |
 | (2) S, correlation with stored features | `ops.correlation.correlation` |
-| (3) l_o, their consistency | `ops.correlation.correlation_consistency` |
+| (3) l_o, their consistency | `ops.correlation.correlation_consistency`, both by `omni_correlation_consistency` |
 | bank and drawing, §2.3 | `core.bank` |
 
 Deviation: the authors' code reads the auxiliary network's labelled features in the wrong memory order, which mixes voxels and channels of
@@ -31,7 +31,7 @@ from ssl_jax.core.step import descend, forward, init_network, probabilities, wei
 from ssl_jax.core.voxel_heads import embed, feature_width, init_chain
 from ssl_jax.ops import select
 from ssl_jax.ops.consistency import cross_pseudo_supervision, sharpened_consistency
-from ssl_jax.ops.correlation import correlation, correlation_consistency
+from ssl_jax.ops.correlation import omni_correlation_consistency
 from ssl_jax.ops.segmentation import dice_batch
 from ssl_jax.ops.softmax import softmax
 from ssl_jax.types import Array, Batch, Method, Metrics, PyTree, Task, TrainState
@@ -131,17 +131,18 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
     index, counted, same = confident_rows(out, count)
     columns, enough = bank.draw(memory, key, options.columns)
     valid = jnp.repeat(enough, options.columns)
-    matrices, stats = {}, {}
+    rows, stats = {}, {}
     for name in pair:
       voxels = out[name].f4[count:].astype(jnp.float32)
       voxels = voxels.reshape(-1, voxels.shape[-1])
       if options.occ_batchnorm == "all":
         z, stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels, same)
-        z = z[index]
+        rows[name] = z[index]
       else:
-        z, stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels[index], counted)
-      matrices[name] = correlation(z, columns.reshape(-1, options.features), valid, options.temperature, not official)  # Eq. (2)
-    loss = correlation_consistency(matrices["a"], matrices["b"], counted)  # Eq. (3)
+        rows[name], stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels[index], counted)
+    loss = omni_correlation_consistency(  # Eqs. (2), (3)
+      rows["a"], rows["b"], columns.reshape(-1, options.features), valid, counted, options.temperature, cosine=not official
+    )
     return loss, stats, {"occ_rows": jnp.mean(counted), "occ_classes": jnp.sum(enough)}
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:

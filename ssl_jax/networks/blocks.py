@@ -176,10 +176,12 @@ class BatchNorm(nn.Module):
   Attributes:
     relu: whether a ReLU follows.
     leak: its slope below 0.
+    pairs: whether the convolution doubles the resolution, see `norm.batch_norm`.
   """
 
   relu: bool = False
   leak: float = 0.0
+  pairs: bool = False
 
   @nn.compact
   def __call__(self, x: Array, offset: Array, train: bool, views: int = 1) -> Array:
@@ -200,7 +202,7 @@ class BatchNorm(nn.Module):
       gain = scale * jax.lax.rsqrt(running_var.value + norm.EPSILON)
       y = x * gain + (bias + (offset - running_mean.value) * gain)
       return (norm.rectify(y, self.leak) if self.relu else y).astype(x.dtype)
-    y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views, self.leak)
+    y, mean, var = norm.batch_norm(x, scale, bias, self.relu, views, self.leak, self.pairs)
     if self.is_mutable_collection("batch_stats"):
       count = x.size // channels // views
       running_mean.value = 0.9 * running_mean.value + 0.1 * (mean[0] + offset)

@@ -66,7 +66,7 @@ class VNet(nn.Module):
     x = x.astype(self.dtype)
 
     def normalised(layer: Conv | Down | Up, x: Array, name: str, relu: bool = True) -> Array:
-      return BatchNorm(relu=relu, name=name)(*layer.unbiased(x), train, views)
+      return BatchNorm(relu=relu, pairs=isinstance(layer, Up), name=name)(*layer.unbiased(x), train, views)
 
     def blocks(x: Array, count: int, features: int, name: str) -> Array:
       for i in range(count):

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from ssl_jax.ops.contrast import unit
+
+_CACHED = 1 << 19  # elements of a block of correlations that stays in a CPU's cache
 
 
 def correlation(rows: Array, columns: Array, valid: Array, temperature: float, cosine: bool) -> Array:
@@ -43,3 +45,28 @@ def correlation_consistency(s_v: Array, s_a: Array, counted: Array) -> Array:
   """
   each = -jnp.sum(s_a * jnp.log(s_v + 1e-8), axis=-1)
   return jnp.sum(jnp.where(counted, each, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+
+
+def omni_correlation_consistency(
+  rows_v: Array, rows_a: Array, columns: Array, valid: Array, counted: Array, temperature: float, cosine: bool
+) -> Array:
+  """Equations 2 and 3 at once, on a CPU for one block of rows after the other: no correlation is kept for the gradient.
+
+  Args:
+    rows_v, rows_a: f32[m, d] embeddings of the same voxels in the vanilla and the auxiliary network; gradient flows to both.
+    columns, valid, temperature, cosine: see `correlation`.
+    counted: bool[m], rows that count.
+
+  Returns:
+    f32[] in nats, as `correlation_consistency`.
+  """
+
+  def of_block(block: tuple[Array, Array, Array]) -> Array:
+    *rows, counted = block
+    s_v, s_a = (correlation(z, columns, valid, temperature, cosine) for z in rows)
+    return correlation_consistency(s_v, s_a, counted) * jnp.sum(counted)
+
+  size = len(counted) if jax.default_backend() != "cpu" else min(len(counted), max(_CACHED // len(columns), 1))
+  blocks = lambda a: jnp.pad(a, [(0, -len(a) % size), *[(0, 0)] * (a.ndim - 1)]).reshape(-1, size, *a.shape[1:])
+  sums = lax.map(jax.checkpoint(of_block), (blocks(rows_v), blocks(rows_a), blocks(counted)))
+  return jnp.sum(sums) / jnp.maximum(jnp.sum(counted), 1)

@@ -19,16 +19,22 @@ def in_rows(sampler: Callable[..., Array], key: Array, shape: tuple[int, ...], *
 def dropout(key: Array, x: Array, rate: float) -> Array:
   """Sets single values of [B, ...] to zero at random and scales the others, so that the expectation stays.
 
-  Eight random bits decide about a value, where `jax.random.bernoulli` takes 32: drawing them is what dropout costs on a CPU.
-
   Args:
     key: PRNG key.
     x: [B, ...].
     rate: the probability of zero, below 1 and rounded to 1/256, but not to 0 or 1.
   """
-  if not rate:
-    return x
-  dropped, size = min(max(round(256 * rate), 1), 255), math.prod(x.shape[1:])
-  words = jax.random.bits(key, (x.shape[0], -(-size // 4)), jnp.uint32)  # asked for bytes, JAX would draw a word for each
-  drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(x.shape[0], -1)[:, :size].reshape(x.shape)
+  return drop(random_bytes(key, x.shape), x, rate) if rate else x
+
+
+def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
+  """Returns u8[B, ...] of this shape for `drop`: `jax.random.bernoulli` takes 32 bits a value, and to draw them is what dropout costs."""
+  size = math.prod(shape[1:])
+  words = jax.random.bits(key, (shape[0], -(-size // 4)), jnp.uint32)  # asked for bytes, JAX would draw a word for each
+  return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(shape[0], -1)[:, :size].reshape(shape)
+
+
+def drop(drawn: Array, x: Array, rate: float) -> Array:
+  """Returns x where its byte says so, scaled, else 0; see `dropout`."""
+  dropped = min(max(round(256 * rate), 1), 255)
   return jnp.where(drawn >= dropped, x * jnp.asarray(256 / (256 - dropped), x.dtype), 0)

@@ -12,8 +12,10 @@ from ssl_jax.ops.remat import kept
 EPSILON = 1e-5  # PyTorch's
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: int = 1, leak: float = 0.0) -> tuple[Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def batch_norm(
+  x: Array, scale: Array, bias: Array, relu: bool = False, views: int = 1, leak: float = 0.0, pairs: bool = False
+) -> tuple[Array, Array, Array]:
   """Normalises with batch statistics: y = act(γ (x − m) / √(v + ε) + β), m and v over all axes but the last.
 
   Args:
@@ -22,23 +24,25 @@ def batch_norm(x: Array, scale: Array, bias: Array, relu: bool = False, views: i
     relu: whether act is ReLU or nothing.
     views: the batch is this many equal parts one after the other, each with its own m and v, as if each were a batch of its own.
     leak: slope of the ReLU below 0, 0 <= leak < 1.
+    pairs: whether x comes from an operation that doubles each side, and so is a stack of pairs of slices. The result is the same; on a
+      CPU sums over another stack cost a copy of x.
 
   Returns:
     y in x's dtype, and m, v (biased) of every view as f32[views, C]; no gradient flows through m and v as outputs. Statistics are f32 sums,
     v = E[(x − p)²] − (m − p)², clamped at 0, with p the mean of every eighth voxel: with p = 0 a nearly constant channel loses its digits.
   """
-  return _forward(x, scale, bias, relu, views, leak)[0]
+  return _forward(x, scale, bias, relu, views, leak, pairs)[0]
 
 
-def _split(x: Array, views: int) -> Array:
+def _split(x: Array, views: int, pairs: bool) -> Array:
   """[B, *spatial, C] -> [views, B / views, *spatial, C], or [B, first side / n, n, ..., C] of one view.
 
-  The latter is how `ops.conv` stacks its results: XLA:CPU computes a stack again, or copies it, for sums over another shape of it.
+  The latter is how `ops.conv` and `ops.upconv` stack their results: XLA:CPU stacks again, and keeps it, for sums over another shape.
   """
   x = x.astype(jnp.float32)
   if views > 1:
     return x.reshape(views, x.shape[0] // views, *x.shape[1:])
-  n = winograd.group(x.shape[1], x.shape[-1])
+  n = 2 if pairs else winograd.group(x.shape[1], x.shape[-1])
   return x if x.shape[1] % n else x.reshape(x.shape[0], x.shape[1] // n, n, *x.shape[2:])
 
 
@@ -63,11 +67,11 @@ def rectify(y: Array, leak: float) -> Array:
   return jnp.maximum(y, leak * y) if leak else jax.nn.relu(y)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _forward(x, scale, bias, relu, views, leak):
-  wide = _split(x, views)
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _forward(x, scale, bias, relu, views, leak, pairs):
+  wide = _split(x, views, pairs)
   count = x.size // x.shape[-1] // views
-  some = _split(x[(slice(None), *(slice(None, None, 8),) * (x.ndim - 2))], views)
+  some = _split(x[(slice(None), *(slice(None, None, 8),) * (x.ndim - 2))], views, pairs)
   pivot = _sum(some, views) * (views * x.shape[-1] / some.size)
   moved = wide - _like(pivot, wide)
   square, pivot = kept(_sum(moved * moved, views) / count), kept(pivot)
@@ -84,10 +88,10 @@ def _forward(x, scale, bias, relu, views, leak):
   return (y, mean, var), (x, mean, var, scale, bias)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _backward(relu, views, leak, saved, cotangents):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _backward(relu, views, leak, pairs, saved, cotangents):
   x, mean, var, scale, bias = saved
-  wide, grad = _split(x, views), _split(cotangents[0], views)
+  wide, grad = _split(x, views, pairs), _split(cotangents[0], views, pairs)
   count = x.size // x.shape[-1] // views
   gain, shift, inverse = _affine(mean, var, scale, bias)
   if relu:
