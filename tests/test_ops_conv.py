@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ssl_jax.ops import conv, norm, plane, resize, upconv
+from ssl_jax.ops import conv, norm, plane, remat, resize, upconv
 
 SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -306,7 +306,7 @@ def test_a_large_image_is_put_into_blocks_again_for_its_gradient(monkeypatch):
   loss = lambda x, w: jnp.sum(conv.conv_down2(jnp.tanh(x), w) ** 2)
   times = lambda: compiled(loss, x, w).as_text().count("dimensions={0,1,3,5,2,4,6,7}")  # space to depth
   gradient, before = jax.grad(loss, (0, 1))(x, w), times()
-  monkeypatch.setattr(conv, "_LARGE", 1)
+  monkeypatch.setattr(remat, "_LARGE", 1)
   jax.clear_caches()
   assert times() == before + 1
   for found, expected in zip(jax.grad(loss, (0, 1))(x, w), gradient, strict=True):

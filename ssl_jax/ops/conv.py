@@ -18,7 +18,6 @@ from ssl_jax.ops import plane, remat, winograd
 
 Convolution = Callable[[Array, Array], Array]  # of an image and a kernel
 
-_LARGE = 1 << 25  # elements of an image that is rearranged again for its gradient: 1 % of a step's time, 8 % of its memory
 _SMALL = 1 << 15  # elements of the larger of input and output below which the Winograd transforms cost more than they save
 
 
@@ -135,10 +134,9 @@ conv_down2.defvjp(
 
 def _down_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   gradients = _gradients(_down_by_blocks)
-  if x.size < _LARGE:
-    return gradients(x, w, grad)
-  grad_x, _ = gradients(x, w, grad)
-  return grad_x, gradients(remat.after(x, grad_x), w, grad)[1]
+  grad_x, grad_w = gradients(x, w, grad)
+  again = remat.again(x, grad_x)  # 1 to 2 % of a V-Net's time for 8 % of its memory
+  return grad_x, grad_w if again is x else gradients(again, w, grad)[1]
 
 
 def _gradients(convolve: Convolution) -> Callable[[Array, Array, Array], tuple[Array, Array]]:

@@ -1,4 +1,4 @@
-"""What a network keeps for its gradient: convolutions and statistics; where memory is short, nothing else."""
+"""What a network keeps for its gradient: convolutions and statistics; where memory is short, or much would be kept twice, nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 _KEPT = "kept"
+_LARGE = 1 << 25  # elements, as four images of 112×112×80 with 16 channels have
 POLICY = jax.checkpoint_policies.save_only_these_names(_KEPT)
 
 
@@ -18,13 +19,13 @@ def kept(x: Array) -> Array:
 kept.defvjp(lambda x: (checkpoint_name(x, _KEPT), None), lambda _, grad: (grad,))
 
 
-def after(x: Array, y: Array) -> Array:
-  """Returns x, on a CPU not before y is there: what is then computed of x is computed, not kept from before.
+def again(x: Array, y: Array) -> Array:
+  """Returns x, of which on a CPU a gradient then computes what it needs when y is there, where x is large; else XLA keeps it from before.
 
-  XLA:CPU takes both x for one where a barrier alone tells them apart, and orders past barriers. So this adds 0, in a way that makes it y's:
+  XLA:CPU takes two x for one where a barrier alone tells them apart, and orders past barriers. So this adds 0, in a way that makes it y's:
   where y's first value is NaN, so is the result.
   """
-  if jax.default_backend() != "cpu":
+  if jax.default_backend() != "cpu" or x.size < _LARGE:
     return x
   some = y[(0,) * y.ndim]
   return x + jnp.where(some == some, 0, some).astype(x.dtype)
