@@ -231,7 +231,7 @@ class NetworkConfig:
   dropout: float = 0.5  # unet2d: of encoder level 5; the levels have 0.1, 0.2, 0.4, 0.6, 1 of it
   dtype: Literal["float32", "bfloat16"] = "float32"  # compute precision; parameters, statistics and losses are f32
   bn_group: int = 0  # images that share BatchNorm statistics, as on one of several PyTorch devices; 0: the whole batch, on any number
-  remat: bool = False  # keep convolutions alone for the gradient, compute the rest again: a third less memory, a third more time (CAML)
+  remat: bool = False  # keep convolutions alone for the gradient, compute the rest again: a third less memory, a tenth more time (CAML)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,9 @@ def omni_correlation_consistency(
     counted: bool[m], rows that count.
 
   Returns:
-    f32[] in nats, as `correlation_consistency`.
+    f32[] in nats, as `correlation_consistency`; 0 when no row counts.
+
+  Source: CAML, eqs. 2 and 3.
   """
 
   def of_block(block: tuple[Array, Array, Array]) -> Array:
