@@ -20,7 +20,7 @@ kept.defvjp(lambda x: (checkpoint_name(x, _KEPT), None), lambda _, grad: (grad,)
 
 
 def again(x: Array, y: Array) -> Array:
-  """Returns x, of which on a CPU a gradient then computes what it needs when y is there, where x is large; else XLA keeps it from before.
+  """Returns x; on a CPU, what a gradient computes of a large one is then computed once y is there, and not kept from the forward pass.
 
   XLA:CPU takes two x for one where a barrier alone tells them apart, and orders past barriers. So this adds 0, in a way that makes it y's:
   where y's first value is NaN, so is the result.
