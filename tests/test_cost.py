@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from ssl_jax import config
+from ssl_jax.ops import order
 from ssl_jax.types import Config
 from tests.test_contract import build, spec
 
@@ -21,7 +22,15 @@ TOLERANCE = 0.02
 
 
 def lowered_steps(name):
-  """Yields the name and the program of every phase, for the platform at hand."""
+  """Yields the name and the program of every phase, for the platform at hand; all samples at once, as XLA counts a loop's body once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(order, "_LARGE", 1 << 62)
+    jax.clear_caches()
+    yield from _lowered_steps(name)
+  jax.clear_caches()
+
+
+def _lowered_steps(name):
   cfg = config.parse(Config, importlib.import_module(f"configs.{name}").get_config().to_dict())
   method, batch, key = build(cfg, num_labelled=8), spec(cfg), jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(method.init, key, batch)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ssl_jax.ops import conv, norm, plane, remat, resize, upconv
+from ssl_jax.ops import conv, norm, order, plane, resize, upconv, winograd
 
 SPEC = {4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -87,6 +87,63 @@ CASES = {
 def test_conv3(case, always_fast):
   (batch, *spatial), channels, out = CASES[case]
   assert_same(conv.conv3, plain_conv3, normal(0, batch, *spatial, channels), normal(1, *(3,) * len(spatial), channels, out))
+
+
+@pytest.fixture
+def one_sample_after_the_other(always_fast, monkeypatch):
+  """As of a large batch."""
+  monkeypatch.setattr(order, "_LARGE", 1)
+  jax.clear_caches()  # what has been traced takes all samples at once
+  yield
+  jax.clear_caches()
+
+
+BY_SAMPLE = {name: CASES[name] for name in ("odd", "wide channels, groups of six")} | {"as many channels as before": ((3, 7, 4, 5), 4, 4)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", BY_SAMPLE)
+def test_conv3_of_one_sample_after_the_other(case, dtype, one_sample_after_the_other):
+  (batch, *spatial), channels, out = BY_SAMPLE[case]
+  x, w = normal(0, batch, *spatial, channels, dtype=dtype), normal(1, 3, 3, 3, channels, out, dtype=dtype)
+  assert f"length={batch}" in str(jax.make_jaxpr(winograd.conv3)(x, w))
+  assert_same(conv.conv3, plain_conv3, x, w, tolerance=2e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("case", BY_SAMPLE)
+def test_upsample_conv3_of_one_sample_after_the_other(case, one_sample_after_the_other):
+  (batch, *spatial), channels, out = BY_SAMPLE[case]
+  ours = functools.partial(upconv.upsample_conv3, interpolate=resize.upsample_linear)
+  plain = lambda x, w: plain_conv3(resize.upsample_linear(x), w)
+  assert_same(ours, plain, normal(0, batch, *spatial, channels), normal(1, 3, 3, 3, channels, out))
+
+
+@pytest.mark.parametrize("case", ["odd", "2D"])
+def test_stride_2_and_1_of_one_sample_after_the_other(case, one_sample_after_the_other):
+  (batch, *_), channels, out = CASES[case]
+  spatial = (4, 6, 8)[: 3 if case == "odd" else 2]
+  x, w = normal(0, batch, *spatial, channels), normal(1, *(2,) * len(spatial), channels, out)
+  assert_same(conv.conv_down2, plain_down2, x, w)
+  assert_same(conv.conv1, jnp.matmul, x, w.reshape(-1, channels, out)[0])
+
+
+def test_samples_of_a_large_batch_share_memory(monkeypatch):
+  x, w = normal(0, 8, 8, 16, 16, 16), normal(1, 3, 3, 3, 16, 16)
+  needs = lambda: compiled(lambda x, w: jnp.sum(conv.conv3(jnp.tanh(x), w) ** 2), x, w).memory_analysis().temp_size_in_bytes
+  jax.clear_caches()
+  together = needs()
+  monkeypatch.setattr(order, "_LARGE", 1)
+  jax.clear_caches()
+  one_by_one = needs()
+  jax.clear_caches()
+  assert one_by_one < 0.5 * together
+
+
+def test_zero_waits_for_its_arrays():
+  finite, infinite, nan = jnp.array([1.0, jnp.nan]), jnp.array([jnp.inf]), jnp.full((2, 3), jnp.nan, jnp.bfloat16)
+  zero = jax.jit(order.zero_of)
+  assert zero(finite, infinite) == 0 and jnp.isnan(zero(finite, nan))
+  assert "compare" in zero.lower(finite, infinite).compile().as_text()  # not known before they are there
 
 
 @pytest.mark.parametrize("case", ["odd", "wide channels", "one row", "one channel", "2D"])
@@ -306,7 +363,7 @@ def test_a_large_image_is_put_into_blocks_again_for_its_gradient(monkeypatch):
   loss = lambda x, w: jnp.sum(conv.conv_down2(jnp.tanh(x), w) ** 2)
   times = lambda: compiled(loss, x, w).as_text().count("dimensions={0,1,3,5,2,4,6,7}")  # space to depth
   gradient, before = jax.grad(loss, (0, 1))(x, w), times()
-  monkeypatch.setattr(remat, "_LARGE", 1)
+  monkeypatch.setattr(order, "_LARGE", 1)
   jax.clear_caches()
   assert times() == before + 1
   for found, expected in zip(jax.grad(loss, (0, 1))(x, w), gradient, strict=True):

@@ -16,7 +16,7 @@ from ssl_jax.interop.torch_weights import load_vnet
 from ssl_jax.networks import attention
 from ssl_jax.networks.blocks import BatchNorm
 from ssl_jax.networks.vnet import VNet
-from ssl_jax.ops import conv
+from ssl_jax.ops import conv, order
 from ssl_jax.ops.initial import init_module
 from ssl_jax.types import InputError, NetworkConfig
 
@@ -237,5 +237,5 @@ def test_attention_of_one_sample_after_the_other_is_that_of_all(deterministic, m
 
   run = lambda: jax.value_and_grad(attend, has_aux=True)(arrays)
   expected = run()
-  monkeypatch.setattr(attention, "_LARGE", 1)
+  monkeypatch.setattr(order, "_LARGE", 1)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), run(), expected)

@@ -85,6 +85,6 @@ def embed_classes(
   """
   by_sample, keys = label.reshape(len(label), -1), jax.random.split(key, len(classes))
   index, has = jax.vmap(lambda c, k: select.draw(k, by_sample == c, count))(jnp.array(classes), keys)
-  rows = features.reshape(label.size, -1)[index.reshape(-1)].astype(jnp.float32)
+  rows = select.take(features.reshape(label.size, -1), index.reshape(-1)).astype(jnp.float32)
   rows, new = embed(head, params, stats, names, rows, jnp.repeat(has, count))
   return rows.reshape(len(classes), count, -1), has, new

@@ -139,7 +139,7 @@ def build(options: Options, networks: Any, optimizer: optax.GradientTransformati
         z, stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels, same)
         rows[name] = z[index]
       else:
-        rows[name], stats[name] = embed(head, students[name], state.stats[name], HEADS, voxels[index], counted)
+        rows[name], stats[name] = embed(head, students[name], state.stats[name], HEADS, select.take(voxels, index), counted)
     loss = omni_correlation_consistency(  # Eqs. (2), (3)
       rows["a"], rows["b"], columns.reshape(-1, options.features), valid, counted, options.temperature, cosine=not official
     )

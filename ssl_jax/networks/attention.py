@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.networks.blocks import Conv, Dropout
-from ssl_jax.ops import draw
+from ssl_jax.ops import draw, order
 from ssl_jax.types import Array
-
-_LARGE = 1 << 24  # attention weights of a batch
 
 
 def attend(
@@ -40,7 +38,7 @@ def attend(
       weights = draw.drop(byte, weights, dropout_rate)
     return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
-  if math.prod(shape) < _LARGE or jax.default_backend() != "cpu":
+  if not order.is_large(shape) or jax.default_backend() != "cpu":
     return of_samples(query, key, value, *drawn)
   of_sample = jax.checkpoint(of_samples)
   return jax.lax.map(lambda sample: of_sample(*sample), (query, key, value, *drawn))

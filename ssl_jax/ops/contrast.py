@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ssl_jax.ops.select import draw
+from ssl_jax.ops.select import draw, take
 
 
 def unit(x: Array) -> Array:
@@ -122,15 +122,20 @@ def positive_supervision(
   rows, label, reliable = context.reshape(-1, width), label.reshape(batch, -1), reliable.reshape(batch, -1)
   own = jnp.sum(jax.nn.one_hot(label, num_classes) * prob.reshape(*label.shape, num_classes), axis=-1)
 
-  def one_class(c: Array, key: Array, prototype: Array) -> tuple[Array, Array, Array]:
-    key_a, key_n, key_xi = jax.random.split(key, 3)
+  def draw_class(c: Array, key: Array) -> tuple[Array, ...]:
+    key_a, key_n, _ = jax.random.split(key, 3)
     member = reliable & (label == c)
     uncertain = member & (own < tau)
     index_a, has_anchor = draw(key_a, uncertain, num_anchors)  # Eqs. (9), (10)
     index_n, has_negative = draw(key_n, reliable & (label != c), num_negatives)  # Eqs. (11), (12)
-    mean_row = member.reshape(1, -1).astype(rows.dtype) @ jax.lax.stop_gradient(rows) / jnp.maximum(jnp.sum(member), 1)
+    given = jax.lax.stop_gradient(rows)
+    mean_row = member.reshape(1, -1).astype(rows.dtype) @ given / jnp.maximum(jnp.sum(member), 1)
+    return index_a, given[index_n], mean_row, has_anchor & has_negative, jnp.mean(uncertain)  # an anchor is a positive, too
+
+  def loss_of_class(anchors: Array, negatives: Array, mean_row: Array, prototype: Array, key: Array) -> Array:
     learned = jnp.mean(prototype, axis=0)
     if positive == "unassertive":
+      key_xi = jax.random.split(key, 3)[2]
       target = unassertive(project(mean_row)[0], learned, jax.random.uniform(key_xi) if xi is None else xi)  # Eq. (13)
     elif positive == "mean":
       target = project(mean_row)[0]
@@ -138,8 +143,10 @@ def positive_supervision(
       target = learned
     else:
       raise ValueError(f"config.method.positive: {positive!r} is none of unassertive, mean, prototype")
-    loss = info_nce(project(rows[index_a]), target, project(rows[index_n]), temperature)  # Eq. (14)
-    return loss, has_anchor & has_negative, jnp.mean(uncertain)  # an anchor is reliable, so the class has a positive
+    return info_nce(project(anchors), target, project(negatives), temperature)  # Eq. (14)
 
-  losses, present, share = jax.vmap(one_class)(jnp.arange(num_classes), jax.random.split(key, num_classes), prototypes)
+  keys = jax.random.split(key, num_classes)
+  index, negatives, mean_rows, present, share = jax.vmap(draw_class)(jnp.arange(num_classes), keys)
+  anchors = take(rows, index.reshape(-1)).reshape(*index.shape, width)  # of all classes at once: one array of zeros for the gradient
+  losses = jax.vmap(loss_of_class)(anchors, negatives, mean_rows, prototypes, keys)
   return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.maximum(jnp.sum(present), 1), share

@@ -6,6 +6,7 @@ channels to many more, so there all are 2D ones in which neighbouring slices are
 products elsewhere.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ssl_jax.ops import plane, remat, winograd
+from ssl_jax.ops import order, plane, winograd
 
 Convolution = Callable[[Array, Array], Array]  # of an image and a kernel
 
+_FEW = 4  # output channels of a network's last layer
 _SMALL = 1 << 15  # elements of the larger of input and output below which the Winograd transforms cost more than they save
 
 
@@ -86,11 +88,19 @@ def conv1(x: Array, w: Array) -> Array:
 
 
 def _mixed_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
+  grad_x = _sum_of_channels(grad, w) if w.shape[1] <= _FEW else grad @ w.T
+  x = order.again(x, grad)
   rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
   if x.shape[-1] <= grad.shape[-1]:
-    return grad @ w.T, _dot(rows.T, grads).astype(w.dtype)
+    return grad_x, _dot(rows.T, grads).astype(w.dtype)
   # XLA:CPU's product takes half the time with the fewer channels in front; the barrier keeps XLA from turning it around again.
-  return grad @ w.T, lax.optimization_barrier(_dot(grads.T, rows)).T.astype(w.dtype)
+  return grad_x, lax.optimization_barrier(_dot(grads.T, rows)).T.astype(w.dtype)
+
+
+def _sum_of_channels(grad: Array, w: Array) -> Array:
+  """Returns grad · wᵀ, which XLA:CPU computes where it is needed; a product it would write out."""
+  terms = [(grad[..., i, None] * w[:, i]).astype(jnp.float32) for i in range(w.shape[1])]
+  return functools.reduce(lax.add, terms).astype(grad.dtype)
 
 
 conv1.defvjp(  # XLA:TPU takes more than a minute to compile the CPU's form for a single output
@@ -135,7 +145,7 @@ conv_down2.defvjp(
 def _down_gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   gradients = _gradients(_down_by_blocks)
   grad_x, grad_w = gradients(x, w, grad)
-  again = remat.again(x, grad_x)  # 1 to 2 % of a V-Net's time for 8 % of its memory
+  again = order.again(x, grad_x)  # 1 to 2 % of a V-Net's time for 8 % of its memory
   return grad_x, grad_w if again is x else gradients(again, w, grad)[1]
 
 

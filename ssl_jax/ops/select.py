@@ -1,8 +1,12 @@
 """Choosing voxels by masks and confidences: static shapes, no sort of whole volumes, no boolean indexing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from ssl_jax.ops import order
 
 _BLOCK = 256
 
@@ -87,6 +91,24 @@ def most_confident(confidence: Array, mask: Array, count: int) -> tuple[Array, A
   """
   value, index = jax.lax.top_k(jnp.where(mask, confidence, -1.0), min(count, confidence.size))
   return index, value >= 0.0
+
+
+def take(voxels: Array, index: Array) -> Array:
+  """Returns [m, n], the rows i32[m] of [V, n]; the zeros to which its gradient is added are not made before the gradient is there."""
+  return _take(voxels.shape[0], voxels, index)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _take(count: int, voxels: Array, index: Array) -> Array:
+  return voxels[index]
+
+
+def _take_backward(count: int, index: Array, grad: Array) -> tuple[Array, None]:
+  zeros = jnp.broadcast_to(order.zero_of(grad).astype(grad.dtype), (count, grad.shape[1]))
+  return zeros.at[index].add(grad), None
+
+
+_take.defvjp(lambda count, voxels, index: (_take(count, voxels, index), index), _take_backward)
 
 
 def _blocks(mask: Array) -> tuple[Array, Array]:

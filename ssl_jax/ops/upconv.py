@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ssl_jax.ops import conv, plane
+from ssl_jax.ops import conv, order, plane
 
 Interpolation = Callable[[Any], Any]  # of JAX's arrays, and of NumPy's
 
@@ -61,6 +61,8 @@ upsample_conv3.defvjp(_forward, _backward)
 
 def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
   """Doubles the planes along the first axis, then that axis."""
+  if order.is_large((*x.shape[:-1], 2 ** (x.ndim - 2) * w.shape[-1])):
+    return order.by_sample(functools.partial(_blend_products, interpolate, w=w), x)
   # Zeros around the input, not the products, which would copy each; a short first axis would multiply more than that saves.
   first = (0, 0) if x.shape[1] < _SHORT else (1, 1)
   padded = jnp.pad(x, [(0, 0), first, *[(1, 1)] * (x.ndim - 3), (0, 0)])
@@ -77,6 +79,8 @@ def _blend_products(interpolate: Interpolation, x: Array, w: Array) -> Array:
 
 
 def _blend_gradients(interpolate: Interpolation, x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
+  if order.is_large(grad.shape):
+    return order.gradients_by_sample(functools.partial(_blend_gradients, interpolate), x, w, grad)
   # Zeros around, or XLA:CPU looks for the border at each value that it blends.
   padded = jnp.pad(grad.astype(jnp.float32), [(2, 2) if axis == 1 else (0, 0) for axis in range(grad.ndim)])
   products = jnp.concatenate(_halve(padded, 1, _blends(x.shape[1], interpolate)), axis=-1)

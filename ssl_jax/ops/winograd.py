@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ssl_jax.ops import plane
+from ssl_jax.ops import order, plane
 
 # Each n's points but infinity, 0 before pairs of opposites. Their powers stay near 1, as rounding errors grow with these, and so with n.
 _POINTS = {
@@ -116,6 +116,8 @@ def _grads(grad: Array, like: Array) -> list[Array]:
 
 def conv3(x: Array, w: Array) -> Array:
   """Convolution with zero padding to the same size, [B, depth, H, W, in], [3, 3, 3, in, out] -> [B, depth, H, W, out] in x's dtype."""
+  if order.is_large(x.shape):
+    return order.by_sample(functools.partial(conv3, w=w), x)
   bordered = _axes(x.shape[-1])[0] - 1
   products = [plane.convolve(*pair, bordered) for pair in zip(_images(x), _kernels(w, x), strict=True)]
   return _stacked(_mixed_pairs(_matrices(x).out, products), x)
@@ -124,8 +126,10 @@ def conv3(x: Array, w: Array) -> Array:
 def gradients(x: Array, w: Array, grad: Array) -> tuple[Array, Array]:
   """The gradients of x and w, of the result's: the same transforms backwards.
 
-  As all but what comes from `grad` is as in the forward pass, XLA keeps it from there.
+  As all but what comes from `grad` is as in the forward pass, XLA keeps it from there; not of a large batch, whose samples take turns.
   """
+  if order.is_large(x.shape):
+    return order.gradients_by_sample(gradients, x, w, grad)
   grads, bordered = _grads(grad, x), _axes(x.shape[-1])[1] - 1
   products = [plane.convolve(g, plane.turned(kernel), bordered) for g, kernel in zip(grads, _kernels(w, x), strict=True)]
   before, *taps, behind = (tap.reshape(x.shape[0], -1, *x.shape[2:]) for tap in _mixed_pairs(_matrices(x).taps.T, products))

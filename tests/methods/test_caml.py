@@ -192,6 +192,16 @@ def test_spread_draws_distinct_voxels_of_the_mask(size, share):
     np.testing.assert_array_equal(kept, np.flatnonzero(mask))
 
 
+def test_taken_rows_have_the_gradient_of_indexing():
+  voxels, index, weight = RNG.normal(size=(9, 4)).astype(np.float32), np.array([3, 0, 3, 8, 3]), RNG.normal(size=(5, 4)).astype(np.float32)
+  loss = lambda rows_of: jax.jit(jax.value_and_grad(lambda voxels: jnp.sum(weight * rows_of(voxels) ** 2)))(voxels)
+  (value, gradient), (expected, expected_gradient) = loss(lambda v: select.take(v, index)), loss(lambda v: v[index])
+  assert value == expected
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+  half = jax.grad(lambda voxels: jnp.sum(select.take(voxels, index)).astype(jnp.float32))(voxels.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16 and half[3, 0] == 3 and half[1, 0] == 0
+
+
 def test_spread_favours_no_voxel():
   mask = np.ones(100, bool)
   draws = jax.jit(jax.vmap(lambda key: select.spread(key, mask, 64)[0]))(jax.random.split(jax.random.key(0), 4000))
