@@ -119,7 +119,7 @@ def test_upsample_conv3_of_one_sample_after_the_other(case, one_sample_after_the
 
 
 @pytest.mark.parametrize("case", ["odd", "2D"])
-def test_stride_2_and_1_of_one_sample_after_the_other(case, one_sample_after_the_other):
+def test_stride_2_and_1_of_a_large_batch(case, one_sample_after_the_other):
   (batch, *_), channels, out = CASES[case]
   spatial = (4, 6, 8)[: 3 if case == "odd" else 2]
   x, w = normal(0, batch, *spatial, channels), normal(1, *(2,) * len(spatial), channels, out)
