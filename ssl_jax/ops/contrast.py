@@ -130,7 +130,8 @@ def positive_supervision(
     index_n, has_negative = draw(key_n, reliable & (label != c), num_negatives)  # Eqs. (11), (12)
     given = jax.lax.stop_gradient(rows)
     mean_row = member.reshape(1, -1).astype(rows.dtype) @ given / jnp.maximum(jnp.sum(member), 1)
-    return index_a, given[index_n], mean_row, has_anchor & has_negative, jnp.mean(uncertain)  # an anchor is a positive, too
+    present = has_anchor & has_negative  # an anchor is reliable, so the class has a positive
+    return index_a, given[index_n], mean_row, present, jnp.mean(uncertain)
 
   def loss_of_class(anchors: Array, negatives: Array, mean_row: Array, prototype: Array, key: Array) -> Array:
     learned = jnp.mean(prototype, axis=0)

@@ -4,7 +4,6 @@ It computes what it can as soon as it can, keeps what it has for whoever needs i
 is made to need what comes before, and of a large batch one sample after the other has what it needs for a moment.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,20 +20,18 @@ def is_large(shape: Sequence[int]) -> bool:
   return isinstance(shape[0], int) and shape[0] > 1 and math.prod(shape) >= _LARGE
 
 
-def zero_of(*ys: Array) -> Array:
-  """Returns 0 that XLA cannot know before all of some arrays of floating point are there; NaN where the first value of one is."""
-  some = functools.reduce(lax.add, [y[(0,) * y.ndim].astype(jnp.float32) for y in ys])
-  return jnp.where(some == some, 0.0, some)
-
-
-def after(x: Array, *ys: Array) -> Array:
-  """Returns x; on a CPU one that XLA cannot know before all of some arrays are there, and NaN where the first value of one is."""
-  return x + zero_of(*ys).astype(x.dtype) if jax.default_backend() == "cpu" else x
+def zero_of(y: Array) -> Array:
+  """Returns 0 of y's dtype, a floating one, that XLA cannot know before y is there; NaN where y's first value is."""
+  some = y[(0,) * y.ndim]
+  return jnp.where(some == some, 0, some).astype(y.dtype)
 
 
 def again(x: Array, y: Array) -> Array:
-  """Returns x; on a CPU, what a gradient computes of a large one is then computed once y is there, and not kept from the forward pass."""
-  return after(x, y) if x.size >= _LARGE else x
+  """Returns x; on a CPU, what a gradient computes of a large one is then computed once y is there, and not kept from the forward pass.
+
+  XLA:CPU takes two x for one where a barrier alone tells them apart, so this adds `zero_of(y)`.
+  """
+  return x + zero_of(y).astype(x.dtype) if jax.default_backend() == "cpu" and x.size >= _LARGE else x
 
 
 def by_sample(convolve: Callable[[Array], Array], x: Array) -> Array:

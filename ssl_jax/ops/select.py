@@ -104,7 +104,7 @@ def _take(count: int, voxels: Array, index: Array) -> Array:
 
 
 def _take_backward(count: int, index: Array, grad: Array) -> tuple[Array, None]:
-  zeros = jnp.broadcast_to(order.zero_of(grad).astype(grad.dtype), (count, grad.shape[1]))
+  zeros = jnp.broadcast_to(order.zero_of(grad), (count, grad.shape[1]))
   return zeros.at[index].add(grad), None
 
 
