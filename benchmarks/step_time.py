@@ -47,6 +47,7 @@ def our_step(args: argparse.Namespace) -> tuple[Step, Facts]:
 
   cfg = configured(args)
   compiler.vectorize_channels()
+  compiler.keep_programs()
   if cfg.network.remat:
     compiler.order_for_memory()
   experiment = open_experiment(cfg)
@@ -158,14 +159,14 @@ class Worker:
 def compare(args: argparse.Namespace) -> list[common.Row]:
   sides = [side for side in ("ours", args.peer) if side != "none"]
   with tempfile.TemporaryDirectory() as folder:
-    cache = folder if args.cached else None
-    if cache:
-      for side in set(sides) - {"torch"}:
-        Worker(side, False, cache).process.kill()  # compiles and leaves the program behind, as `main.compile_apart`
+    caches = {side: str(Path(folder, str(i))) if args.cached else None for i, side in enumerate(sides)}
+    for side in sides if args.cached else ():
+      if side != "torch":
+        Worker(side, False, caches[side]).process.kill()  # compiles and leaves the program behind, as `main.compile_apart`
     taken: dict[str, list[float]] = {}
     beside: dict[str, common.Row] = {}
     for together in [[side] for side in sides] if args.apart else [sides]:
-      workers = {side: Worker(side, args.tuned, cache) for side in together}
+      workers = {side: Worker(side, args.tuned, caches[side]) for side in together}
       common.take_turns({side: worker.step for side, worker in workers.items()}, args.rounds)
       for side, worker in workers.items():
         taken[side], beside[side] = [step["wall_s"] for step in worker.steps[1:]], worker.close()

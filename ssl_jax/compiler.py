@@ -1,16 +1,24 @@
-"""What is asked of XLA beside the program, and how programs are traced."""
+"""What is asked of XLA beside the program, how programs are traced, and which are kept."""
 
 import contextlib
 import functools
 import gc
 import hashlib
+import json
 import os
+import platform
+import stat
+import sys
+import time
+import zlib
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import serialize_executable
 
 Options = dict[str, str | int]
 
@@ -18,6 +26,9 @@ _CHANNELS_LAST: Options = {"xla_gpu_force_conv_nhwc": True}
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 _SHORT_LOOPS_STAY = "--xla_backend_extra_options=-unroll-full-max-count=2"
 _HAS_OPTIONS = metadata.version("jaxlib").startswith("0.10.")  # elsewhere one that is unknown ends XLA
+_IMPORTED = time.time()
+_DIGEST = hashlib.sha256().digest_size
+_keeping = False
 
 
 def for_convolutions() -> Options | None:
@@ -87,30 +98,120 @@ def _add_flag(flag: str) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
-def record_of(*what: object) -> Path | None:
-  """Names a file in JAX's cache that stands for a compiled program in it.
+def keep_programs() -> None:
+  """Has `program_file` name files, so that a step that this user has compiled before is loaded without being traced.
 
-  JAX itself finds a program by its trace alone, and compiles what it does not find. It still does where a record is wrong, as when someone
-  deletes the program and not the record, so a record may save work and not choose a program.
+  For commands alone: what a notebook or a test puts in the place of a function no file shows.
+  """
+  global _keeping
+  _keeping = True
+
+
+def program_file(*what: object) -> Path | None:
+  """Names the file for a compiled step in JAX's cache.
+
+  JAX itself finds a program by its trace, of which CML's takes longer than the loading. A file here is found by all that a trace follows
+  from: this package's source, versions, settings, flags, the processor and `what`.
 
   Args:
-    what: by its `repr` tells the program from others of the same source code, versions and flags.
+    what: by its `repr` tells the step from others of the same source.
 
-  Returns: the file, or `None` where no programs are kept, or not in a folder of this machine.
+  Returns: the file, or `None`: none are kept, there are other devices than one CPU, or the source has changed since it was imported.
   """
   folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-  if not folder or "://" in folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+  if not (_keeping and folder) or "://" in folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
     return None
-  digest = hashlib.sha256(_installation())
-  digest.update(repr((what, os.environ.get("XLA_FLAGS"), jax.devices())).encode())
+  if jax.default_backend() != "cpu" or jax.device_count() > 1 or (source := _source()) is None:
+    return None
+  settings = sorted(jax.config.values.items()), os.environ.get("XLA_FLAGS"), jax.devices()
+  digest = hashlib.sha256(repr((source, sys.version, _versions(), _processor(), settings, what)).encode())
   return Path(folder) / "ssl_jax" / digest.hexdigest()
 
 
+def compile_step(lowered: jax.stages.Lowered, file: Path | None) -> jax.stages.Compiled:
+  """Compiles a step `(state, ...) -> (state, metrics)`.
+
+  Args:
+    lowered: the step.
+    file: from `program_file`, where the step is written for `kept`. It stays empty where JAX had the program in its cache, since XLA:CPU
+      leaves out functions when it writes what it has read (jaxlib 0.10); on a full disk there is none.
+  """
+  events: list[str] = []
+  note = lambda event, **_: events.append(event)
+  jax.monitoring.register_event_listener(note)
+  try:
+    step = lowered.compile()
+  finally:
+    jax.monitoring.unregister_event_listener(note)
+  if file:
+    is_new = "/jax/compilation_cache/cache_misses" in events
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+      file.parent.mkdir(parents=True, exist_ok=True)
+      partial.touch(mode=0o600)
+      partial.write_bytes(_written(step) if is_new else b"")
+      partial.replace(file)
+    except OSError:
+      with contextlib.suppress(OSError):
+        partial.unlink()
+  return step
+
+
+def _written(step: jax.stages.Compiled) -> bytes:
+  try:
+    program, _, results = serialize_executable.serialize(step)
+  except (ValueError, NotImplementedError):  # what JAX cannot write
+    return b""
+  _, metrics = jax.tree.unflatten(results, range(results.num_leaves))
+  content = zlib.compress(json.dumps(sorted(metrics)).encode() + b"\n" + program, level=1)
+  return hashlib.sha256(content).digest() + content
+
+
+def kept(file: Path, state: Any, *others: Any) -> jax.stages.Compiled | None:
+  """Returns the step that `compile_step` wrote.
+
+  Args:
+    file: from `program_file`.
+    state, others: what the step takes, or the shapes of that; it returns a state like this one and metrics.
+
+  Returns: the step, or `None` where there is none, or one that is damaged, or that another user wrote or may write: a program is code.
+  """
+  try:
+    with file.open("rb") as opened:
+      about = os.fstat(opened.fileno())
+      if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+      content = opened.read()
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+      return None
+    names, _, program = zlib.decompress(content[_DIGEST:]).partition(b"\n")
+    takes = jax.tree.structure(((state, *others), {}))
+    gives = jax.tree.structure((state, dict.fromkeys(json.loads(names), 0)))
+    return serialize_executable.deserialize_and_load(program, takes, gives, execution_devices=jax.devices())
+  except (OSError, jax.errors.JaxRuntimeError):
+    return None
+
+
 @functools.cache
-def _installation() -> bytes:
-  versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax")]
+def _source() -> str | None:
+  """This package's, unless a file may not be what this process runs."""
   files = sorted(Path(__file__).parent.rglob("*.py"))
-  return "".join(versions).encode() + b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+  if max(file.stat().st_mtime for file in files) > _IMPORTED:
+    return None
+  return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _versions() -> list[str]:
+  return [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax", "numpy")]
+
+
+def _processor() -> str:
+  """What it is and which instructions it has; a home folder may be that of several machines."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return repr([line for line in lines if line.startswith(("model", "cpu family", "flags", "Features"))])
+  except OSError:  # no Linux
+    return f"{platform.machine()} {platform.processor()}"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json, shown, write_whole
 
-_FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
+_FREE_KEYS = ("eval", "compare")  # see `training_part`
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "shard_state", "hang_s")
 
 
@@ -287,14 +287,16 @@ def refuse_another(cfg: Config, workdir: Path) -> None:
   file = workdir / "config.json"
   if not file.exists():
     return
-  old, new = (_fixed_part(json.loads(config.to_json(c))) for c in (config.from_json(file), cfg))
+  old, new = (training_part(c) for c in (config.from_json(file), cfg))
   if difference := _first_difference(old, new, "config"):
     raise InputError(
       f"{workdir}: this folder holds a run with another configuration ({difference}); leave the override out, or choose another --workdir"
     )
 
 
-def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
+def training_part(cfg: Config) -> dict[str, Any]:
+  """Returns the keys that training depends on; the others may change between the start of a run and its resumption."""
+  tree = json.loads(config.to_json(cfg))
   fixed = {k: v for k, v in tree.items() if k not in _FREE_KEYS}
   fixed["train"] = {k: v for k, v in fixed["train"].items() if k not in _FREE_TRAIN_KEYS}
   fixed["data"] = {k: v for k, v in fixed["data"].items() if k != "root"}

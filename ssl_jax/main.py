@@ -77,7 +77,8 @@ def run(cfg: Config, workdir: Path, mode: str = "train") -> None:
   if mode == "compile":
     for experiment in experiments.values():
       for phase, _ in experiment.cfg.train.phases:
-        compile_step(experiment, phase)
+        if not is_compiled(experiment, phase):
+          compile_step(experiment, phase)
     return
   results: list[dict[str, Any]] = []
   for folder, experiment in experiments.items():
@@ -174,6 +175,7 @@ def prepare_compiler(*configs: Config) -> None:
   waiting for each other.
   """
   compiler.vectorize_channels()
+  compiler.keep_programs()
   if any(cfg.network.remat for cfg in configs):
     compiler.order_for_memory()
   if jax.default_backend() == "cpu" and jax.device_count() > 1:

@@ -17,7 +17,7 @@ from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.distributed import StopNotice, Watchdog
 from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
-from ssl_jax.experiment import Experiment, record, run_key
+from ssl_jax.experiment import Experiment, record, run_key, training_part
 from ssl_jax.report.figures import overlay_pixels
 from ssl_jax.types import InputError, Metrics, PyTree, TrainState
 
@@ -75,43 +75,30 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
 
 
 def is_compiled(experiment: Experiment, phase: str) -> bool:
-  """Whether `compile_step` has compiled this step before and JAX keeps the program, as far as can be known without tracing."""
-  record = _record(experiment, phase)
-  return record is not None and record.exists()
+  """Whether `compile_step` has compiled this step before and kept the program."""
+  file = _program_file(experiment, phase)
+  return file is not None and file.exists()
 
 
-def _record(experiment: Experiment, phase: str) -> Path | None:
+def _program_file(experiment: Experiment, phase: str) -> Path | None:
   shapes = jax.tree_util.tree_leaves_with_path((experiment.abstract_state, experiment.batch_spec))
-  return compiler.record_of(phase, dataclasses.replace(experiment.cfg, seed=0), shapes)
+  cases = len(experiment.split.labelled), experiment.source.num_classes
+  return compiler.program_file(phase, training_part(dataclasses.replace(experiment.cfg, seed=0)), shapes, cases)
 
 
 def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:
-  """Compiles one phase's step ahead of time, with donated state and sharded batch.
+  """Compiles one phase's step ahead of time, with donated state and sharded batch, or loads what an earlier command has kept.
 
   Returns:
     The executable, called as `(state, batch, key)`, and `{"compile_s", "step_peak_bytes"}`. The heap has room for it, see `core.heap`.
   """
-  replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
-  state = experiment.state_sharding
-  step = jax.jit(
-    experiment.method.steps[phase],
-    donate_argnums=0,
-    in_shardings=(state, over_data, replicated),
-    out_shardings=(state, replicated),
-    compiler_options=compiler.for_convolutions(),
-  )
   begin = time.perf_counter()
-  try:
-    with compiler.tracing():
-      lowered = step.lower(experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg)))
-  except ValueError as error:  # options that only a step can judge, such as an unknown loss term
-    raise InputError(str(error)) from error
-  compiled = lowered.compile()
+  arguments = experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg))
+  file = _program_file(experiment, phase)
+  compiled = compiler.kept(file, *arguments) if file else None
+  if compiled is None:
+    compiled = compiler.compile_step(_lowered(experiment, phase, arguments), file)
   heap.trim()
-  if (record := _record(experiment, phase)) and not record.exists():
-    with contextlib.suppress(OSError):  # as in a cache that others fill
-      record.parent.mkdir(parents=True, exist_ok=True)
-      record.touch()
   memory = compiled.memory_analysis()
   peak = (
     memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -122,6 +109,23 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   if memory and runs_alone(facts):
     heap.make_room(memory.temp_size_in_bytes)
   return compiled, facts
+
+
+def _lowered(experiment: Experiment, phase: str, arguments: tuple[PyTree, ...]) -> jax.stages.Lowered:
+  replicated, over_data = sharding.replicated(experiment.mesh), sharding.over_data(experiment.mesh)
+  state = experiment.state_sharding
+  step = jax.jit(
+    experiment.method.steps[phase],
+    donate_argnums=0,
+    in_shardings=(state, over_data, replicated),
+    out_shardings=(state, replicated),
+    compiler_options=compiler.for_convolutions(),
+  )
+  try:
+    with compiler.tracing():
+      return step.lower(*arguments)
+  except ValueError as error:  # options that only a step can judge, such as an unknown loss term
+    raise InputError(str(error)) from error
 
 
 def runs_alone(compile_facts: Mapping[str, float]) -> bool:

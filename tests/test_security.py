@@ -35,6 +35,8 @@ def dangerous(tree: ast.AST, path: Path) -> list[str]:
     owner = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
     if isinstance(call.func, ast.Name) and name in ("eval", "exec", "compile", "__import__"):
       found.append(name)
+    if name == "deserialize_and_load" and name_of(path) != "compiler.py":  # of programs that this user alone can have kept
+      found.append(name)
     if name in UNPACKS or (owner, name) == ("os", "system") or words.get("shell"):
       found.append(name)
     if words.get("allow_pickle") or (owner, name) == ("torch", "load") and words.get("weights_only") is not True:
@@ -60,6 +62,7 @@ def test_nothing_turns_data_into_code(path):
     ("archive.extractall(folder)", True),
     ("subprocess.run(text, shell=True)", True),
     ("eval(text)", True),
+    ("serialize_executable.deserialize_and_load(f, a, b)", True),
     ("jax.eval_shape(f)\nre.compile(text)", False),
   ],
 )

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from ssl_jax import compiler, main
 from ssl_jax import experiment as experiment_module
-from ssl_jax import main
 from ssl_jax import train as train_module
-from ssl_jax.compiler import record_of
 from ssl_jax.config import from_json, to_json
 from ssl_jax.evaluate import evaluate, write_results
-from ssl_jax.experiment import open_experiment, restore
+from ssl_jax.experiment import open_experiment, restore, run_key
 from ssl_jax.report import __main__ as report
 from ssl_jax.train import TrainingDiverged, compile_step, is_compiled, train
 from ssl_jax.types import Config, InputError
@@ -47,7 +46,8 @@ def stand_in_networks(monkeypatch):
 
 @contextlib.contextmanager
 def keeping_programs(folder):
-  wanted = {"jax_compilation_cache_dir": folder and str(folder), "jax_enable_compilation_cache": True}
+  always = {"jax_enable_compilation_cache": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+  wanted = {"jax_compilation_cache_dir": folder and str(folder), **always}
   before = {name: getattr(jax.config, name) for name in wanted}
   try:
     for name, value in wanted.items():
@@ -218,12 +218,11 @@ print(held, resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is glibc's on Linux")
 @pytest.mark.parametrize("malloc", ["", main.MALLOC], ids=["default", "tuned"])
-def test_what_a_compilation_leaves_goes_back_unless_the_heap_is_to_keep_it(malloc):
+def test_what_a_compilation_leaves_goes_back(malloc):
   env = {**os.environ, "GLIBC_TUNABLES": malloc}
   found = subprocess.run([sys.executable, "-c", _HELD], env=env, capture_output=True, text=True, check=True).stdout
   held, kept = map(int, found.split())
-  assert held > 200
-  assert kept > 200 if malloc else kept < 50
+  assert held > 200 and kept < 50
 
 
 def test_a_poisoned_batch_stops_with_step_and_term_and_leaves_a_sound_checkpoint(tmp_path, monkeypatch, stand_in_networks):
@@ -349,27 +348,121 @@ def test_a_long_run_compiles_apart_until_it_has_begun(tmp_path, monkeypatch, sta
   assert calls == [([f"--workdir={tmp_path}", "--mode=compile"], "")]
 
 
-def test_a_program_is_known_once_it_is_compiled(tmp_path, monkeypatch, stand_in_networks):
+@pytest.fixture
+def kept_programs(tmp_path, monkeypatch):
+  """A cache as a command on one CPU has it, which keeps programs."""
+  first = jax.devices()[:1]
+  monkeypatch.setattr(compiler, "_keeping", True)
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(jax, "devices", lambda *_: first)
+  jax.clear_caches()  # what this process has compiled before JAX does not compile again
+  with keeping_programs(tmp_path / "cache"):
+    yield tmp_path / "cache" / "ssl_jax"
+
+
+def test_a_program_is_known_once_it_is_compiled(tmp_path, monkeypatch, stand_in_networks, kept_programs):
   cfg = with_train(tiny_config("supervised"), batch_labelled=3, phases=(("train", 1000),))
   experiment, calls = open_experiment(cfg), []
   monkeypatch.setattr(main.subprocess, "run", lambda *_, **__: calls.append(1))
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
   (tmp_path / "config.json").write_text(to_json(dataclasses.replace(cfg, seed=cfg.seed + 1)))
-  with keeping_programs(tmp_path / "cache"):
-    assert not is_compiled(experiment, "train")
-    compile_step(experiment, "train")
-    again = open_experiment(from_json(tmp_path / "config.json"))
-    other = open_experiment(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=0.5)))
-    assert is_compiled(again, "train") and not is_compiled(other, "train") and not is_compiled(experiment, "another")
-    main.compile_apart(again, tmp_path)
-    assert not calls
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    assert not is_compiled(again, "train")
-    main.compile_apart(again, tmp_path)
-    assert calls
+  assert not is_compiled(experiment, "train")
+  compile_step(experiment, "train")
+  again = open_experiment(from_json(tmp_path / "config.json"))
+  other = open_experiment(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=0.5)))
+  fewer = dataclasses.replace(again, split=dataclasses.replace(again.split, labelled=again.split.labelled[:1]))
+  assert is_compiled(again, "train") and not is_compiled(other, "train") and not is_compiled(experiment, "another")
+  assert not is_compiled(fewer, "train")
+  main.compile_apart(again, tmp_path)
+  assert not calls
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+  assert not is_compiled(again, "train")
+  main.compile_apart(again, tmp_path)
+  assert calls
+
+
+def untraceable(experiment):
+  def refuse(*_):
+    raise AssertionError("traced")
+
+  return dataclasses.replace(experiment, method=dataclasses.replace(experiment.method, steps={"train": refuse}))
+
+
+def test_a_program_that_was_kept_is_the_same_and_not_traced(stand_in_networks, kept_programs):
+  experiment = open_experiment(with_train(tiny_config("mean_teacher"), batch_labelled=3))
+
+  def two_steps(step):
+    state, key = experiment.first_state(), run_key(experiment.cfg)
+    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), experiment.batch_spec)
+    for _ in range(2):
+      before, (state, metrics) = state, step(state, batch, key)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.students))
+    return jax.device_get((state, metrics))
+
+  step, facts = compile_step(experiment, "train")
+  loaded, facts_of_loaded = compile_step(untraceable(experiment), "train")
+  assert facts["step_peak_bytes"] == facts_of_loaded["step_peak_bytes"]
+  jax.tree.map(np.testing.assert_array_equal, two_steps(step), two_steps(loaded))
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "empty", "of others", "open to others"])
+def test_a_program_that_may_not_be_what_was_kept_is_not_loaded(monkeypatch, stand_in_networks, kept_programs, harm):
+  experiment = open_experiment(with_train(tiny_config("supervised"), batch_labelled=3))
+  compile_step(experiment, "train")
+  (file,) = kept_programs.iterdir()
+  whole = file.read_bytes()
+  if harm == "of others":
+    monkeypatch.setattr(os, "getuid", lambda: file.stat().st_uid + 1)
+  elif harm == "open to others":
+    file.chmod(0o664)
+  else:
+    at = len(whole) // 2
+    file.write_bytes({"cut": whole[:at], "changed": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "empty": b""}[harm])
+  with pytest.raises(AssertionError, match="traced"):
+    compile_step(untraceable(experiment), "train")
+  compile_step(experiment, "train")
+
+
+def test_what_jax_had_in_its_cache_is_not_written_again(stand_in_networks, kept_programs):
+  experiment = open_experiment(with_train(tiny_config("supervised"), batch_labelled=3))
+  compile_step(experiment, "train")
+  (file,) = kept_programs.iterdir()
+  assert file.stat().st_mode & 0o777 == 0o600 and file.stat().st_size > 10_000
+  file.unlink()
+  jax.clear_caches()
+  compile_step(experiment, "train")
+  assert file.read_bytes() == b"" and is_compiled(experiment, "train")  # no child process would find more to do
+  with pytest.raises(AssertionError, match="traced"):
+    compile_step(untraceable(experiment), "train")
+
+
+def test_a_full_disk_keeps_no_program_and_trains(monkeypatch, stand_in_networks, kept_programs):
+  def no_space(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(Path, "write_bytes", no_space)
+  experiment = open_experiment(with_train(tiny_config("supervised"), batch_labelled=3))
+  compile_step(experiment, "train")
+  assert list(kept_programs.iterdir()) == [] and not is_compiled(experiment, "train")
+
+
+def test_programs_are_kept_for_commands_whose_source_is_what_they_run(tmp_path, monkeypatch, stand_in_networks, kept_programs):
+  assert compiler.program_file("a") == compiler.program_file("a") != compiler.program_file("b")
+  file = compiler.program_file("a")
+  assert file.parent == kept_programs
+  for name, value in (("_processor", lambda: "another"), ("_versions", lambda: ["jax 0"]), ("_source", lambda: "another")):
+    with monkeypatch.context() as changed:
+      changed.setattr(compiler, name, value)
+      assert compiler.program_file("a") != file
+  compiler._source.cache_clear()
+  monkeypatch.setattr(compiler, "_IMPORTED", 0.0)  # as if every file had been written since
+  assert compiler.program_file("a") is None and not is_compiled(open_experiment(tiny_config("supervised")), "train")
+  compiler._source.cache_clear()
+  monkeypatch.undo()
   for elsewhere in (None, "gs://bucket/cache"):
     with keeping_programs(elsewhere):
-      assert record_of("train") is None and not is_compiled(experiment, "train")
+      assert compiler.program_file("a") is None
+  with keeping_programs(tmp_path / "cache"):  # no command's process
+    assert compiler.program_file("a") is None
 
 
 def test_programs_of_several_cpu_devices_are_not_kept():

@@ -19,8 +19,8 @@ def keeps_what_is_freed() -> bool:
 
 
 def trim() -> None:
-  """Hands what a compilation leaves in glibc's heap back to the system, unless the heap shall keep what is freed."""
-  if sys.platform == "linux" and not keeps_what_is_freed():
+  """Hands the holes that compiling or loading a program leaves in glibc's heap back to the system; a step's one block fits into none."""
+  if sys.platform == "linux":
     with contextlib.suppress(AttributeError):  # another C library
       ctypes.CDLL(None).malloc_trim(0)
 
