@@ -21,7 +21,7 @@ from ssl_jax.inference import SliceWise, SlidingWindow, WholeVolume, whole_scan
 from ssl_jax.networks.factory import Networks
 from ssl_jax.types import Config, InputError, Method, PyTree, Task, TrainState, read_json, shown, write_whole
 
-_FREE_KEYS = ("eval", "compare")  # see `training_part`
+_FREE_KEYS = ("eval", "compare")  # may change between the start of a run and its resumption
 _FREE_TRAIN_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "shard_state", "hang_s")
 
 
@@ -48,6 +48,7 @@ class Experiment:
 
   Attributes:
     synthetic: images that the method made for training, with labels, see `data.batches`; `None` when it makes none.
+    made_of: by its `repr` all that `method` was built from; `None` when that was no configuration.
   """
 
   cfg: Config
@@ -55,6 +56,7 @@ class Experiment:
   split: data.Split
   method: Method
   synthetic: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
+  made_of: tuple[Any, ...] | None = None
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -192,15 +194,16 @@ def _builder(cfg: Config) -> Callable[[data.Source, data.Split], Experiment]:
   steps = sum(n for _, n in cfg.train.phases)
 
   def build(source: data.Source, split: data.Split) -> Experiment:
-    task = Task(len(split.labelled), steps)
+    made_of = options, (cfg.network, source.num_classes), (cfg.optim, steps), Task(len(split.labelled), steps)
+    _, network, optimizer, task = made_of
     try:
-      method = module.build(options, Networks(cfg.network, source.num_classes), optim.build(cfg.optim, steps), task)
+      method = module.build(options, Networks(*network), optim.build(*optimizer), task)
     except (ValueError, ArithmeticError) as error:
       raise _refused(error) from error
     for name, _ in cfg.train.phases:
       if name not in method.steps:
         raise InputError(f"config.train.phases: {cfg.method['name']} has no phase {shown(name)}; it has {', '.join(method.steps)}")
-    experiment = Experiment(cfg, source, split, method)
+    experiment = Experiment(cfg, source, split, method, made_of=(cfg.method["name"], *made_of))
     if experiment.select == "best" and not 0 < cfg.train.eval_every_steps <= steps:
       raise InputError(
         f"config.eval.select: {cfg.eval.select!r} takes the best checkpoint here, and none has a score unless "
@@ -287,16 +290,14 @@ def refuse_another(cfg: Config, workdir: Path) -> None:
   file = workdir / "config.json"
   if not file.exists():
     return
-  old, new = (training_part(c) for c in (config.from_json(file), cfg))
+  old, new = (_fixed_part(json.loads(config.to_json(c))) for c in (config.from_json(file), cfg))
   if difference := _first_difference(old, new, "config"):
     raise InputError(
       f"{workdir}: this folder holds a run with another configuration ({difference}); leave the override out, or choose another --workdir"
     )
 
 
-def training_part(cfg: Config) -> dict[str, Any]:
-  """Returns the keys that training depends on; the others may change between the start of a run and its resumption."""
-  tree = json.loads(config.to_json(cfg))
+def _fixed_part(tree: dict[str, Any]) -> dict[str, Any]:
   fixed = {k: v for k, v in tree.items() if k not in _FREE_KEYS}
   fixed["train"] = {k: v for k, v in fixed["train"].items() if k not in _FREE_TRAIN_KEYS}
   fixed["data"] = {k: v for k, v in fixed["data"].items() if k != "root"}

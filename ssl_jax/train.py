@@ -1,7 +1,6 @@
 """The training loop. It knows phases, steps and metrics; what a step does is the method's affair."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from ssl_jax.core.checkpoint import Checkpoints
 from ssl_jax.core.distributed import StopNotice, Watchdog
 from ssl_jax.core.writer import Writer
 from ssl_jax.evaluate import evaluate, pseudo_label_quality
-from ssl_jax.experiment import Experiment, record, run_key, training_part
+from ssl_jax.experiment import Experiment, record, run_key
 from ssl_jax.report.figures import overlay_pixels
 from ssl_jax.types import InputError, Metrics, PyTree, TrainState
 
@@ -82,8 +81,7 @@ def is_compiled(experiment: Experiment, phase: str) -> bool:
 
 def _program_file(experiment: Experiment, phase: str) -> Path | None:
   shapes = jax.tree_util.tree_leaves_with_path((experiment.abstract_state, experiment.batch_spec))
-  cases = len(experiment.split.labelled), experiment.source.num_classes
-  return compiler.program_file(phase, training_part(dataclasses.replace(experiment.cfg, seed=0)), shapes, cases)
+  return compiler.program_file(phase, experiment.made_of, shapes) if experiment.made_of else None
 
 
 def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, float]]:

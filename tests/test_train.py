@@ -369,9 +369,11 @@ def test_a_program_is_known_once_it_is_compiled(tmp_path, monkeypatch, stand_in_
   compile_step(experiment, "train")
   again = open_experiment(from_json(tmp_path / "config.json"))
   other = open_experiment(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=0.5)))
-  fewer = dataclasses.replace(again, split=dataclasses.replace(again.split, labelled=again.split.labelled[:1]))
+  fewer = open_experiment(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, num_labelled=1)))
+  elsewhere = open_experiment(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, intensity_jitter=0.5)))
   assert is_compiled(again, "train") and not is_compiled(other, "train") and not is_compiled(experiment, "another")
-  assert not is_compiled(fewer, "train")
+  assert is_compiled(elsewhere, "train") and not is_compiled(fewer, "train")
+  assert not is_compiled(dataclasses.replace(experiment, made_of=None), "train")
   main.compile_apart(again, tmp_path)
   assert not calls
   monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
