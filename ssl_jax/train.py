@@ -74,7 +74,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
 
 
 def is_compiled(experiment: Experiment, phase: str) -> bool:
-  """Whether `compile_step` has compiled this step before and kept the program."""
+  """Whether `compile_step` has compiled this step before, so that it or JAX keeps the program."""
   file = _program_file(experiment, phase)
   return file is not None and file.exists()
 
