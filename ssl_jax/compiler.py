@@ -128,12 +128,12 @@ def program_file(*what: object) -> Path | None:
   return Path(folder) / "ssl_jax" / digest.hexdigest()
 
 
-def compile_step(lowered: jax.stages.Lowered, file: Path | None) -> jax.stages.Compiled:
-  """Compiles a step `(state, ...) -> (state, metrics)`.
+def compile_and_keep(lowered: jax.stages.Lowered, file: Path) -> jax.stages.Compiled:
+  """Compiles a step `(state, ...) -> (state, metrics)` and writes it for `kept`.
 
   Args:
     lowered: the step.
-    file: from `program_file`, where the step is written for `kept`. It stays empty where JAX had the program in its cache, since XLA:CPU
+    file: from `program_file`. It stays empty where JAX had the program in its cache, since XLA:CPU
       leaves out functions when it writes what it has read (jaxlib 0.10); on a full disk there is none.
   """
   events: list[str] = []
@@ -143,17 +143,16 @@ def compile_step(lowered: jax.stages.Lowered, file: Path | None) -> jax.stages.C
     step = lowered.compile()
   finally:
     jax.monitoring.unregister_event_listener(note)
-  if file:
-    is_new = "/jax/compilation_cache/cache_misses" in events
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-      file.parent.mkdir(parents=True, exist_ok=True)
-      partial.touch(mode=0o600)
-      partial.write_bytes(_written(step) if is_new else b"")
-      partial.replace(file)
-    except OSError:
-      with contextlib.suppress(OSError):
-        partial.unlink()
+  is_new = "/jax/compilation_cache/cache_misses" in events
+  partial = file.with_name(f".{file.name}.{os.getpid()}")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_bytes(_written(step) if is_new else b"")
+    partial.replace(file)
+  except OSError:
+    with contextlib.suppress(OSError):
+      partial.unlink()
   return step
 
 
@@ -168,7 +167,7 @@ def _written(step: jax.stages.Compiled) -> bytes:
 
 
 def kept(file: Path, state: Any, *others: Any) -> jax.stages.Compiled | None:
-  """Returns the step that `compile_step` wrote.
+  """Returns the step that `compile_and_keep` wrote.
 
   Args:
     file: from `program_file`.

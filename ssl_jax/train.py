@@ -95,7 +95,8 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   file = _program_file(experiment, phase)
   compiled = compiler.kept(file, *arguments) if file else None
   if compiled is None:
-    compiled = compiler.compile_step(_lowered(experiment, phase, arguments), file)
+    lowered = _lowered(experiment, phase, arguments)
+    compiled = compiler.compile_and_keep(lowered, file) if file else lowered.compile()
   heap.trim()
   memory = compiled.memory_analysis()
   peak = (
