@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,21 +159,40 @@ def compile_and_keep(lowered: jax.stages.Lowered, file: Path) -> jax.stages.Comp
 def _written(step: jax.stages.Compiled) -> bytes:
   try:
     program, _, results = serialize_executable.serialize(step)
+    memory = step.memory_analysis()
   except (ValueError, NotImplementedError):  # what JAX cannot write
     return b""
   _, metrics = jax.tree.unflatten(results, range(results.num_leaves))
-  content = zlib.compress(json.dumps(sorted(metrics)).encode() + b"\n" + program, level=1)
+  about = {"metrics": sorted(metrics), "block_bytes": memory.temp_size_in_bytes if memory else 0}
+  content = zlib.compress(json.dumps(about).encode() + b"\n" + program, level=1)
   return hashlib.sha256(content).digest() + content
 
 
-def kept(file: Path, state: Any, *others: Any) -> jax.stages.Compiled | None:
-  """Returns the step that `compile_and_keep` wrote.
+class Kept(NamedTuple):
+  """A step that `compile_and_keep` wrote: the names of its metrics, the bytes that it takes in one block, and the program."""
 
-  Args:
-    file: from `program_file`.
-    state, others: what the step takes, or the shapes of that; it returns a state like this one and metrics.
+  metrics: list[str]
+  block_bytes: int
+  program: bytes
 
-  Returns: the step, or `None` where there is none, or one that is damaged, or that another user wrote or may write: a program is code.
+  def load(self, state: Any, *others: Any) -> jax.stages.Compiled | None:
+    """Returns the step, or `None` where XLA refuses it.
+
+    Args:
+      state, others: what the step takes, or the shapes of that; it returns a state like this one and metrics.
+    """
+    takes = jax.tree.structure(((state, *others), {}))
+    gives = jax.tree.structure((state, dict.fromkeys(self.metrics, 0)))
+    try:
+      return serialize_executable.deserialize_and_load(self.program, takes, gives, execution_devices=jax.devices())
+    except jax.errors.JaxRuntimeError:
+      return None
+
+
+def kept(file: Path) -> Kept | None:
+  """Returns what `compile_and_keep` wrote into a file of `program_file`.
+
+  `None` where there is nothing, or what is damaged, or what another user wrote or may write: a program is code.
   """
   try:
     with file.open("rb") as opened:
@@ -181,14 +200,12 @@ def kept(file: Path, state: Any, *others: Any) -> jax.stages.Compiled | None:
       if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return None
       content = opened.read()
-    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
-      return None
-    names, _, program = zlib.decompress(content[_DIGEST:]).partition(b"\n")
-    takes = jax.tree.structure(((state, *others), {}))
-    gives = jax.tree.structure((state, dict.fromkeys(json.loads(names), 0)))
-    return serialize_executable.deserialize_and_load(program, takes, gives, execution_devices=jax.devices())
-  except (OSError, jax.errors.JaxRuntimeError):
+  except OSError:
     return None
+  if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+    return None
+  about_step, _, program = zlib.decompress(content[_DIGEST:]).partition(b"\n")
+  return Kept(program=program, **json.loads(about_step))
 
 
 @functools.cache

@@ -93,20 +93,24 @@ def compile_step(experiment: Experiment, phase: str) -> tuple[Callable[..., tupl
   begin = time.perf_counter()
   arguments = experiment.abstract_state, experiment.batch_spec, jax.eval_shape(lambda: run_key(experiment.cfg))
   file = _program_file(experiment, phase)
-  compiled = compiler.kept(file, *arguments) if file else None
-  if compiled is None:
-    lowered = _lowered(experiment, phase, arguments)
-    compiled = compiler.compile_and_keep(lowered, file) if file else lowered.compile()
-  heap.trim()
-  memory = compiled.memory_analysis()
-  peak = (
-    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    if memory
-    else math.nan
-  )
-  facts = {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
-  if memory and runs_alone(facts):
-    heap.make_room(memory.temp_size_in_bytes)
+  compiled = None
+  with heap.Room() as room:
+    if file and (kept := compiler.kept(file)):
+      if kept.block_bytes > _LARGE_STEP:
+        room.take(kept.block_bytes)
+      compiled = kept.load(*arguments)
+    if compiled is None:
+      lowered = _lowered(experiment, phase, arguments)
+      compiled = compiler.compile_and_keep(lowered, file) if file else lowered.compile()
+    memory = compiled.memory_analysis()
+    peak = (
+      memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      if memory
+      else math.nan
+    )
+    facts = {"compile_s": time.perf_counter() - begin, "step_peak_bytes": float(peak)}
+    if memory and runs_alone(facts):
+      room.take(memory.temp_size_in_bytes)
   return compiled, facts
 
 

@@ -158,7 +158,7 @@ def test_a_large_step_on_a_cpu_is_over_before_the_next_is_sent(tmp_path, monkeyp
 _MANY_STEPS = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
-from ssl_jax.core.heap import make_room
+from ssl_jax.core.heap import Room
 from ssl_jax.train import wait_out
 
 @jax.jit
@@ -168,7 +168,8 @@ def step(x):
 step = step.lower(jnp.float32(0)).compile()
 block, read = step.memory_analysis().temp_size_in_bytes, int(sys.argv[1])
 if read:
-  make_room(block)
+  with Room() as room:
+    room.take(block)
 x, scans, small, resident = jnp.float32(0), [], [], []
 for _ in range(60):
   sent = time.perf_counter()
@@ -185,11 +186,41 @@ print(block >> 20, max(now - resident[0] - i * read * 1.5 for i, now in enumerat
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is tuned on Linux")
 @pytest.mark.parametrize("read", [0, 2], ids=["alone", "scans_are_read"])
 def test_steps_that_are_waited_out_share_one_block_of_memory(read):
-  """Without the wait some of so many steps take a second or third block, without `make_room` the step after the first scan does."""
+  """Without the wait some of so many steps take a second or third block, without `Room` the step after the first scan does."""
   env = {**os.environ, "GLIBC_TUNABLES": main.MALLOC, "JAX_PLATFORMS": "cpu"}
   found = subprocess.run([sys.executable, "-c", _MANY_STEPS, str(read)], env=env, capture_output=True, text=True, check=True).stdout
   block, growth = map(float, found.split())
   assert block == 64 and growth < block / 2
+
+
+_TOUCHED = """
+import ctypes, time
+from ssl_jax.core.heap import Room
+
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) >> 8
+before = resident()
+with Room() as room:
+  room.take(256 << 20)
+  deadline = time.perf_counter() + 30
+  while resident() - before < 190 and time.perf_counter() < deadline:
+    time.sleep(0.01)
+  loaded = [libc.malloc(1 << 20) for _ in range(8)]
+  ahead = resident() - before
+arranged = resident()
+block = libc.malloc(256 << 20)
+ctypes.memset(block, 1, 256 << 20)
+print(ahead, resident() - arranged)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is tuned on Linux")
+def test_most_of_a_steps_memory_is_touched_while_its_program_is_loaded():
+  env = {**os.environ, "GLIBC_TUNABLES": main.MALLOC}
+  found = subprocess.run([sys.executable, "-c", _TOUCHED], env=env, capture_output=True, text=True, check=True).stdout
+  ahead, by_the_step = map(int, found.split())
+  assert 180 < ahead < 240 and 50 < by_the_step < 90
 
 
 def test_make_tunes_malloc_as_the_command_line_does():

@@ -2,13 +2,16 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
+import threading
 
 _ALL_ROOMS = 8 << 30  # bytes; as much as decoded scans take
 _LARGEST_ROOM = 1 << 29
 _MOST_ROOMS = 32  # each touches a page, which may be of 2 MiB
 _PIN = 1 << 16
+_PIECE = 1 << 22  # bytes, which take milliseconds to touch
 
 _largest_block = 0  # bytes, for which the heap of this process has been arranged
 
@@ -25,30 +28,72 @@ def trim() -> None:
       ctypes.CDLL(None).malloc_trim(0)
 
 
-def make_room(block_bytes: int) -> None:
+class Room:
   """Sees to it that every step of a run finds the block that the step before has left, in a heap that keeps what is freed.
 
   malloc serves a request from the smallest free chunk that holds it, so between two steps it carves the next scan out of the block. The
-  step after no longer fits there and takes as much again. So this leaves smaller chunks for the scans, and behind the block one larger than
-  these, since XLA asks for some bytes more than it keeps and they would be gone. All that is address space: nothing touches it unused.
+  step after no longer fits there and takes as much again. So this leaves smaller chunks for the scans, and behind the block room larger
+  than these, since XLA asks for some bytes more than it keeps and they would be gone. All that is address space: nothing touches it unused.
 
-  Args:
-    block_bytes: what a step takes. A later phase's that is up to half larger goes to the same place. Nothing happens where the
-      heap does not keep what is freed.
+  Used as `with Room() as room:` around the loading of a step. In the meantime another thread touches the block, as a virtual machine may
+  need seconds to hand out a GiB, for which the first step would wait. Where the heap does not keep what is freed, nothing happens.
   """
-  global _largest_block
-  if sys.platform != "linux" or not keeps_what_is_freed() or block_bytes <= _largest_block:
-    return
-  _largest_block = block_bytes + block_bytes // 2
+
+  def __init__(self) -> None:
+    self._block_bytes = 0
+    self._blocks: list[int | None] = []
+    self._enough = threading.Event()
+    self._touching: list[threading.Thread] = []
+
+  def __enter__(self) -> "Room":
+    return self
+
+  def take(self, block_bytes: int) -> None:
+    """Takes what a step takes. A later phase's block that is up to half larger will go to the same place."""
+    global _largest_block
+    if sys.platform != "linux" or not keeps_what_is_freed() or block_bytes <= _largest_block:
+      return
+    self._block_bytes, _largest_block = block_bytes, block_bytes + block_bytes // 2
+    room_bytes = _room_bytes(block_bytes)
+    block = _libc().malloc(_largest_block + room_bytes + room_bytes // 4)
+    self._blocks.append(block)
+    if block:
+      most = block_bytes // 4 * 3  # with what loading needs for a moment not more than the step
+      self._touching.append(threading.Thread(target=_touch, args=(block, most, self._enough), daemon=True))
+      self._touching[-1].start()
+
+  def __exit__(self, *_: object) -> None:
+    self._enough.set()
+    for thread in self._touching:
+      thread.join()
+    trim()
+    if not self._blocks:
+      return
+    libc, room_bytes = _libc(), _room_bytes(self._block_bytes)
+    # No two alike, so that what a step needs for a moment always comes from the smallest: memory that is touched, and in the cache.
+    sizes = [room_bytes + i * _PIN for i in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
+    rooms = [libc.malloc(_PIN + size) for size in sizes]
+    for room in filter(None, rooms):
+      libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
+    for block in self._blocks:
+      libc.free(block)
+
+
+def _room_bytes(block_bytes: int) -> int:
+  return min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
+
+
+def _touch(block: int, most: int, enough: threading.Event) -> None:
+  for start in range(0, most, _PIECE):
+    if enough.is_set():
+      return
+    ctypes.memset(block + start, 0, min(_PIECE, most - start))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
   libc = ctypes.CDLL(None)
   libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
   libc.realloc.argtypes, libc.realloc.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p
   libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-  room_bytes = min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
-  block = libc.malloc(_largest_block + room_bytes + room_bytes // 4)  # first, so that address space that is short goes to it
-  # No two alike, so that what a step needs for a moment always comes from the smallest: memory that is touched, and in the cache.
-  sizes = [room_bytes + i * _PIN for i in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
-  rooms = [libc.malloc(_PIN + size) for size in sizes]
-  for room in filter(None, rooms):
-    libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
-  libc.free(block)
+  return libc
