@@ -6,11 +6,15 @@ import functools
 import os
 import sys
 import threading
+from typing import Self
+
+import numpy as np
 
 _ALL_ROOMS = 8 << 30  # bytes; as much as decoded scans take
 _LARGEST_ROOM = 1 << 29
 _MOST_ROOMS = 32  # each touches a page, which may be of 2 MiB
 _PIN = 1 << 16
+_PAGE = 1 << 12  # the system's smallest
 _PIECE = 1 << 22  # bytes, which take milliseconds to touch
 
 _largest_block = 0  # bytes, for which the heap of this process has been arranged
@@ -45,7 +49,7 @@ class Room:
     self._enough = threading.Event()
     self._touching: list[threading.Thread] = []
 
-  def __enter__(self) -> "Room":
+  def __enter__(self) -> Self:
     return self
 
   def take(self, block_bytes: int) -> None:
@@ -84,10 +88,11 @@ def _room_bytes(block_bytes: int) -> int:
 
 
 def _touch(block: int, most: int, enough: threading.Event) -> None:
+  held = np.ctypeslib.as_array((ctypes.c_ubyte * most).from_address(block))  # which lets go of the interpreter while it writes
   for start in range(0, most, _PIECE):
     if enough.is_set():
       return
-    ctypes.memset(block + start, 0, min(_PIECE, most - start))
+    held[start : start + _PIECE : _PAGE] = 0
 
 
 @functools.cache
