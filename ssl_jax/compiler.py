@@ -133,8 +133,8 @@ def compile_and_keep(lowered: jax.stages.Lowered, file: Path) -> jax.stages.Comp
 
   Args:
     lowered: the step.
-    file: from `program_file`. It stays empty where JAX had the program in its cache, since XLA:CPU
-      leaves out functions when it writes what it has read (jaxlib 0.10); on a full disk there is none.
+    file: from `program_file`. It stays empty where JAX had the program in its cache, since XLA:CPU leaves out functions when it writes
+      what it has read (jaxlib 0.10); on a full disk there is none.
   """
   events: list[str] = []
   note = lambda event, **_: events.append(event)

@@ -44,47 +44,41 @@ class Room:
   """
 
   def __init__(self) -> None:
-    self._block_bytes = 0
-    self._blocks: list[int | None] = []
+    self._block: int | None = None
+    self._room_bytes = 0
     self._enough = threading.Event()
-    self._touching: list[threading.Thread] = []
+    self._touching = threading.Thread()
 
   def __enter__(self) -> Self:
     return self
 
   def take(self, block_bytes: int) -> None:
-    """Takes what a step takes. A later phase's block that is up to half larger will go to the same place."""
+    """Takes what a step takes, once. A later phase's block that is up to half larger will go to the same place."""
     global _largest_block
-    if sys.platform != "linux" or not keeps_what_is_freed() or block_bytes <= _largest_block:
+    if sys.platform != "linux" or not keeps_what_is_freed() or block_bytes <= _largest_block or self._block:
       return
-    self._block_bytes, _largest_block = block_bytes, block_bytes + block_bytes // 2
-    room_bytes = _room_bytes(block_bytes)
-    block = _libc().malloc(_largest_block + room_bytes + room_bytes // 4)
-    self._blocks.append(block)
-    if block:
+    _largest_block = block_bytes + block_bytes // 2
+    self._room_bytes = min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
+    self._block = _libc().malloc(_largest_block + self._room_bytes + self._room_bytes // 4)
+    if self._block:
       most = block_bytes // 4 * 3  # with what loading needs for a moment not more than the step
-      self._touching.append(threading.Thread(target=_touch, args=(block, most, self._enough), daemon=True))
-      self._touching[-1].start()
+      self._touching = threading.Thread(target=_touch, args=(self._block, most, self._enough), daemon=True)
+      self._touching.start()
 
   def __exit__(self, *_: object) -> None:
-    self._enough.set()
-    for thread in self._touching:
-      thread.join()
+    if self._block:
+      self._enough.set()
+      self._touching.join()
     trim()
-    if not self._blocks:
+    if not self._block:
       return
-    libc, room_bytes = _libc(), _room_bytes(self._block_bytes)
+    libc = _libc()
     # No two alike, so that what a step needs for a moment always comes from the smallest: memory that is touched, and in the cache.
-    sizes = [room_bytes + i * _PIN for i in range(min(_MOST_ROOMS, _ALL_ROOMS // room_bytes))]
+    sizes = [self._room_bytes + i * _PIN for i in range(min(_MOST_ROOMS, _ALL_ROOMS // self._room_bytes))]
     rooms = [libc.malloc(_PIN + size) for size in sizes]
     for room in filter(None, rooms):
       libc.realloc(room, _PIN)  # in place; what stays keeps its neighbours from becoming one chunk
-    for block in self._blocks:
-      libc.free(block)
-
-
-def _room_bytes(block_bytes: int) -> int:
-  return min(max(block_bytes // 2, _PIN), _LARGEST_ROOM)
+    libc.free(self._block)
 
 
 def _touch(block: int, most: int, enough: threading.Event) -> None:
