@@ -25,7 +25,7 @@ Options = dict[str, str | int]
 _CHANNELS_LAST: Options = {"xla_gpu_force_conv_nhwc": True}
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 _SHORT_LOOPS_STAY = "--xla_backend_extra_options=-unroll-full-max-count=2"
-_HAS_OPTIONS = metadata.version("jaxlib").startswith("0.10.")  # elsewhere one that is unknown ends XLA
+_HAS_OPTIONS = metadata.version("jaxlib").startswith(("0.10.", "0.11."))  # elsewhere one that is unknown ends XLA
 _IMPORTED = time.time()
 _DIGEST = hashlib.sha256().digest_size
 _keeping = False

@@ -17,11 +17,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag would end the interpreter
-  # Without fusion emitters it compiles in two thirds of the time, in one piece in five sixths of that. The scheduler would start
-  # independent collectives of a short step in any order, and pretended devices of one process wait for ever when two disagree.
-  quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  os.environ.setdefault("XLA_FLAGS", f"{quick} --xla_cpu_enable_concurrency_optimized_scheduler=false {_AS_IN_USE}")
+_JAXLIB = importlib.metadata.version("jaxlib")
+if _JAXLIB.startswith(("0.10.", "0.11.")):  # an unknown flag would end the interpreter
+  # In one piece it compiles in five sixths of the time, without fusion emitters, where they can be chosen, in two thirds of that. The
+  # scheduler would start independent collectives of a short step in any order, and pretended devices of one process wait for ever when
+  # two disagree.
+  _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_enable_concurrency_optimized_scheduler=false", _AS_IN_USE]
+  if _JAXLIB.startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+  os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # Traces are large and live long: at Python's thresholds a seventh of the time of tests goes into looking through them for garbage.
 gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -21,6 +21,7 @@ from ssl_jax.ops.initial import init_module
 from ssl_jax.types import InputError, NetworkConfig, OptimConfig
 from tests.helpers import tiny_config
 
+has_options = pytest.mark.skipif(not metadata.version("jaxlib").startswith(("0.10.", "0.11.")), reason="flags of jaxlib 0.10 and 0.11")
 IMAGE = np.random.default_rng(0).normal(size=(4, 32, 16, 1)).astype(np.float32)
 
 
@@ -56,7 +57,7 @@ def test_recomputing_keeps_less():
   assert kept(True) < 0.8 * kept(False)
 
 
-@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="a flag of jaxlib 0.10")
+@has_options
 def test_ordering_for_memory_keeps_other_flags_and_a_choice_already_made(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--other=1")
   compiler.order_for_memory()
@@ -66,7 +67,7 @@ def test_ordering_for_memory_keeps_other_flags_and_a_choice_already_made(monkeyp
   assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_concurrency_optimized_scheduler=true"
 
 
-@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="a flag of jaxlib 0.10")
+@has_options
 def test_short_loops_stay_where_jax_can_only_find_cpus(monkeypatch):
   def flags(platforms, plugins=()):
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -92,7 +93,7 @@ def test_importing_a_command_does_not_start_jax_which_would_heed_no_more_flags(m
   assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="an option of jaxlib 0.10")
+@has_options
 def test_convolutions_are_not_library_calls_on_cpus(monkeypatch):
   images, kernel = jnp.ones((4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
   calls = lambda options: jax.jit(conv3).lower(images, kernel).compile(options).as_text().count("ynn")
