@@ -86,7 +86,7 @@ def vectorize_channels() -> None:
   LLVM unrolls a loop over sixteen channels or fewer before it looks for loops to vectorize, and what is left computes value by value. A
   flag of the process, which a GPU's programs would heed, too; so nothing happens where JAX might find another device than CPUs.
   """
-  chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+  chosen = jax.config.values["jax_platforms"]
   others = metadata.entry_points(group="jax_plugins") or util.find_spec("jax_plugins") or util.find_spec("libtpu")
   if chosen == "cpu" or not (chosen or others):
     _add_flag(_SHORT_LOOPS_STAY)
@@ -118,12 +118,13 @@ def program_file(*what: object) -> Path | None:
 
   Returns: the file, or `None`: none are kept, there are other devices than one CPU, or the source has changed since it was imported.
   """
-  folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-  if not (_keeping and folder) or "://" in folder or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+  options = jax.config.values
+  folder = options["jax_compilation_cache_dir"]
+  if not (_keeping and folder) or "://" in folder or not options["jax_enable_compilation_cache"]:
     return None
   if jax.default_backend() != "cpu" or jax.device_count() > 1 or (source := _source()) is None:
     return None
-  settings = sorted(jax.config.values.items()), os.environ.get("XLA_FLAGS"), jax.devices()
+  settings = sorted(options.items()), os.environ.get("XLA_FLAGS"), jax.devices()
   digest = hashlib.sha256(repr((source, sys.version, _versions(), _processor(), settings, what)).encode())
   return Path(folder) / "ssl_jax" / digest.hexdigest()
 

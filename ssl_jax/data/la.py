@@ -71,7 +71,7 @@ class LaNrrdSource(SourceBase):
     """Reads one raw case, normalises it over the whole scan and crops it around the atrium (see `crop_box`)."""
     files = self.files(name)
     raw, header = _read_nrrd(files[0])
-    image = raw.astype(np.float32)
+    image: np.ndarray = raw.astype(np.float32)
     affine = _nrrd_affine(header, files[0])
     label = check_volumes(image, _read_nrrd(files[1])[0] if len(files) > 1 else None, files, (0, 255))
     image = (image - image.mean(dtype=np.float64)) / max(image.std(dtype=np.float64), 1e-8)
