@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto import event_pb2
 
 from ssl_jax import compiler, main
@@ -52,10 +53,12 @@ def keeping_programs(folder):
   try:
     for name, value in wanted.items():
       jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX 0.11 stays with the folder that it has opened
     yield
   finally:
     for name, value in before.items():
       jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def events(folder):
