@@ -121,20 +121,20 @@ def positive_supervision(
   rows, label, reliable = context.reshape(-1, width), label.reshape(batch, -1), reliable.reshape(batch, -1)
   own = jnp.sum(jax.nn.one_hot(label, num_classes) * prob.reshape(*label.shape, num_classes), axis=-1)
 
-  def draw_class(c: Array, keys: Array) -> tuple[Array, ...]:
+  def draw_class(c: Array, key_a: Array, key_n: Array) -> tuple[Array, ...]:
     member = reliable & (label == c)
     uncertain = member & (own < tau)
-    index_a, has_anchor = draw(keys[0], uncertain, num_anchors)  # Eqs. (9), (10)
-    index_n, has_negative = draw(keys[1], reliable & (label != c), num_negatives)  # Eqs. (11), (12)
+    index_a, has_anchor = draw(key_a, uncertain, num_anchors)  # Eqs. (9), (10)
+    index_n, has_negative = draw(key_n, reliable & (label != c), num_negatives)  # Eqs. (11), (12)
     given = jax.lax.stop_gradient(rows)
     mean_row = member.reshape(1, -1).astype(rows.dtype) @ given / jnp.maximum(jnp.sum(member), 1)
     present = has_anchor & has_negative  # an anchor is reliable, so the class has a positive
     return index_a, given[index_n], mean_row, present, jnp.mean(uncertain)
 
-  def loss_of_class(anchors: Array, negatives: Array, mean_row: Array, prototype: Array, keys: Array) -> Array:
+  def loss_of_class(anchors: Array, negatives: Array, mean_row: Array, prototype: Array, key_xi: Array) -> Array:
     learned = jnp.mean(prototype, axis=0)
     if positive == "unassertive":
-      target = unassertive(project(mean_row)[0], learned, jax.random.uniform(keys[2]) if xi is None else xi)  # Eq. (13)
+      target = unassertive(project(mean_row)[0], learned, jax.random.uniform(key_xi) if xi is None else xi)  # Eq. (13)
     elif positive == "mean":
       target = project(mean_row)[0]
     elif positive == "prototype":
@@ -143,8 +143,8 @@ def positive_supervision(
       raise ValueError(f"config.method.positive: {positive!r} is none of unassertive, mean, prototype")
     return info_nce(project(anchors), target, project(negatives), temperature)  # Eq. (14)
 
-  keys = jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.split(key, num_classes))  # of anchors, negatives and ξ
-  index, negatives, mean_rows, present, share = jax.vmap(draw_class)(jnp.arange(num_classes), keys)
+  keys_a, keys_n, keys_xi = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(jax.random.split(key, num_classes))
+  index, negatives, mean_rows, present, share = jax.vmap(draw_class)(jnp.arange(num_classes), keys_a, keys_n)
   anchors = take(rows, index.reshape(-1)).reshape(*index.shape, width)  # of all classes at once: one array of zeros for the gradient
-  losses = jax.vmap(loss_of_class)(anchors, negatives, mean_rows, prototypes, keys)
+  losses = jax.vmap(loss_of_class)(anchors, negatives, mean_rows, prototypes, keys_xi)
   return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.maximum(jnp.sum(present), 1), share
